@@ -1,0 +1,34 @@
+"Runs the notebooks that the chosen tests need, in the background and each once; closes with how much ran."
+import pytest
+import notebooks
+
+RUNNER = pytest.StashKey()
+
+@pytest.fixture(scope='session')
+def executed(request): "What a notebook did: executed('library/00_uncertainty.ipynb')"; return request.config.stash[RUNNER]
+
+def pytest_configure(config): config.stash[RUNNER] = notebooks.Runner()
+
+def pytest_collection_finish(session):
+    if session.config.option.collectonly: return
+    for item in session.items:
+        for mark in item.iter_markers('notebook'): session.config.stash[RUNNER].submit(mark.args[0])
+
+def pytest_sessionfinish(session, exitstatus):
+    session.config.stash[RUNNER].close()
+    ran = session.config.pluginmanager.get_plugin('terminalreporter').stats
+    if exitstatus == 0 and not ran.get('passed') and not session.config.option.collectonly: session.exitstatus = pytest.ExitCode.NO_TESTS_COLLECTED
+
+def pytest_terminal_summary(terminalreporter, config):
+    done = {k: f.result() for k, f in config.stash[RUNNER].jobs.items() if f.done() and not f.cancelled()}
+    if not done: return
+    terminalreporter.section('notebooks')
+    count = lambda cells: (len(cells), sum(o['assertions'] > 0 for o in cells), sum(o['assertions'] for o in cells))
+    for k, o in sorted(done.items()):
+        cells, tests, asserted = count(o['cells'])
+        terminalreporter.write_line(f"{k}: {cells} cells, {tests} test cells, {asserted} assertions, {o['seconds']:.1f} s" + (f" ({o['why'].splitlines()[0]})" if o['why'] else ''))
+    cells, tests, asserted = count([c for o in done.values() for c in o['cells']])
+    stats = terminalreporter.stats
+    terminalreporter.write_line(f'{len(done)} notebooks, {cells} cells executed, {tests} of them test cells, {asserted} assertions')
+    terminalreporter.write_line(f"{sum(len(v) for k, v in stats.items() if k in ('passed', 'failed', 'error'))} tests: "
+        f"{len(stats.get('passed', []))} passed, {len(stats.get('failed', [])) + len(stats.get('error', []))} failed, {len(stats.get('skipped', []))} skipped")
