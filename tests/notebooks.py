@@ -12,7 +12,7 @@ NBS = ROOT/'nbs'
 LIMIT = int(os.environ.get('NB_TIMEOUT', 900))  # seconds for one notebook
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 WORKERS = int(os.environ.get('NB_WORKERS', min(CORES, 4)))  # notebooks that run side by side
-THREADS = max(1, CORES // WORKERS)  # and the threads of each, so that they do not fight for the cores
+THREADS = 1  # of each, as in tools/execute.py: they do not fight for the cores, and sums come out in the same order
 
 
 def find():

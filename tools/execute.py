@@ -6,11 +6,11 @@ Without names it runs all of nbs/. Cells flagged `#| slow` or `#| cuda` run only
 with `#| eval: false` and cells that call nbdev_export() otherwise keep the outputs that they have. Live widgets leave no output:
 their ids differ in each run; nor does show_doc, which runs again with the site. The kernel uses one thread, as the tests do, unless OMP_NUM_THREADS or --slow says otherwise.
 """
-import argparse, os, re, sys, time
+import argparse, os, re, sys, time, traceback
 from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, DeadKernelError
+from nbclient.exceptions import CellExecutionError
 from nbdev.clean import nbdev_clean
 from nbdev.config import get_config
 from nbdev.doclinks import nbglob
@@ -33,7 +33,7 @@ def execute(path, flags, timeout):
     "Run one notebook and write it back; seconds"
     nb, start = nbformat.read(path, as_version=4), time.time()
     Client(nb, flags=flags, timeout=timeout, kernel_name='python3', extra_arguments=['--log-level=ERROR'], resources={'metadata': {'path': str(path.parent)}},
-           store_widget_state=False, record_timing=False, coalesce_streams=True).execute()
+           record_timing=False, coalesce_streams=True).execute()
     for c in nb.cells:
         if c.cell_type == 'code': c.outputs = [] if re.search(r'^show_doc\(', c.source, re.M) else [o for o in c.outputs if WIDGET not in o.get('data', {})]
     nb.metadata.pop('widgets', None)
@@ -60,9 +60,9 @@ def main():
     for p in paths:
         name = p.relative_to(ROOT) if p.is_relative_to(ROOT) else p
         try: print(f'{name}: {execute(p, flags, args.timeout):.1f} s', flush=True)
-        except (CellExecutionError, DeadKernelError, TimeoutError) as e:
+        except Exception as e:  # a cell that fails, a kernel that dies: the other notebooks still run
             failed.append(name)
-            print(f'{name}: failed, nothing written\n{e}', file=sys.stderr, flush=True)
+            print(f'{name}: failed, nothing written', str(e) if isinstance(e, CellExecutionError) else traceback.format_exc(), sep='\n', file=sys.stderr, flush=True)
     if failed: sys.exit(1)
 
 if __name__ == '__main__': main()
