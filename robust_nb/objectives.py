@@ -5,13 +5,23 @@
 # %% auto #0
 __all__ = ['Standard', 'Robust', 'AdversarialMix']
 
-# %% ../nbs/library/02_objectives.ipynb #556c4391
+# %% ../nbs/library/02_objectives.ipynb #a12946f9
 import numbers
+import torch
 import torch.nn.functional as F
-from .perturbation import perturb
-from .uncertainty import UncertaintySet, check_box
+from fastcore.basics import patch
+from .perturbation import check_labels, check_logits, perturb
+from .uncertainty import UncertaintySet, check_box, check_inside
 
-# %% ../nbs/library/02_objectives.ipynb #941f1182
+# %% ../nbs/library/02_objectives.ipynb #3220fe76
+def _mean_loss(logits, y):
+    "The mean cross-entropy in float32 or better; its `logs` hold the accuracy, also a tensor"
+    check_logits(logits, len(y))
+    loss = F.cross_entropy(logits.float() if logits.itemsize < 4 else logits, y.long())
+    loss.logs = dict(accuracy=(logits.detach().argmax(1) == y).float().mean())
+    return loss
+
+# %% ../nbs/library/02_objectives.ipynb #cfcab90e
 class Standard:
     "(1/n) Σᵢ J(θ, xᵢ, yᵢ): training as usual"
     def __call__(self,
@@ -20,15 +30,13 @@ class Standard:
         y,          # labels, shape (n,)
         index=None, # which samples of the data set these are, shape (n,)
     ):
-        "The mean cross-entropy, a scalar; its `logs` hold the accuracy, also a tensor"
-        logits = model(x)
-        loss = F.cross_entropy(logits.float() if logits.itemsize < 4 else logits, y)
-        loss.logs = dict(accuracy=(logits.detach().argmax(1) == y).float().mean())
-        return loss
+        "The mean cross-entropy, a scalar; its `logs` hold the accuracy. Raises `ValueError` for wrong shapes."
+        check_labels(y, len(x))
+        return _mean_loss(model(x), y)
 
-    def __repr__(self): return "Standard()"
+    def __repr__(self): return f"{type(self).__name__}()"
 
-# %% ../nbs/library/02_objectives.ipynb #7fac9fec
+# %% ../nbs/library/02_objectives.ipynb #91452e0c
 class Robust(Standard):
     "(1/n) Σᵢ J(θ, xᵢ + Δ̂ᵢ, yᵢ) with Δ̂ᵢ found by ascent and then held constant: Algorithm 1"
     def __init__(self,
@@ -37,11 +45,11 @@ class Robust(Standard):
         box=(0., 1.),     # (lo, hi) of the data; None for no box, as in the paper's recipe
         **solver,         # passed to `perturb`: steps, step_size, random_start, restarts, loss, mode
     ):
-        if not isinstance(U, UncertaintySet): raise TypeError(f"U must be an UncertaintySet such as Linf(0.1), got {type(U).__name__}")
+        _check_robust(U, solver)
         self.U, self.box, self.solver = U, check_box(box), solver
 
     def perturbed(self, model, x, y, index=None):
-        "x + Δ̂: what the descent step sees"
+        "x + Δ̂: what the descent step sees; arguments as in a call"
         return perturb(model, x, y, self.U.at(index), box=self.box, check=False, **self.solver)
 
     def __call__(self,
@@ -50,14 +58,39 @@ class Robust(Standard):
         y,          # labels, shape (n,)
         index=None, # which samples of the data set these are, shape (n,); picks their radii
     ):
-        "The mean cross-entropy at x + Δ̂, a scalar; `logs` as for `Standard`. Values are not checked: `fit` checks the data once."
+        "The mean cross-entropy at x + Δ̂, a scalar; `logs` as for `Standard`. `prepare` checks values, this does not."
         return super().__call__(model, self.perturbed(model, x, y, index), y)
 
-    def __repr__(self): return f"{type(self).__name__}({self.U}" + "".join(f", {k}={v!r}" for k, v in self._extra().items()) + ")"
+# %% ../nbs/library/02_objectives.ipynb #4474c69b
+def _check_robust(U, solver, options=("steps", "step_size", "random_start", "restarts", "loss", "mode")):
+    if not isinstance(U, UncertaintySet):
+        raise TypeError(f"U must be an UncertaintySet such as Linf(0.1), got {type(U).__name__}")
+    wrong = sorted(set(solver) - set(options))
+    if wrong: raise TypeError(f"{wrong[0]} is not an option of the ascent, which takes {', '.join(options)}")
 
-    def _extra(self): return ({} if self.box == (0., 1.) else dict(box=self.box)) | self.solver
+# %% ../nbs/library/02_objectives.ipynb #fb790162
+@patch
+def __repr__(self:Robust):
+    extra = (f", {k}={getattr(v, '__name__', repr(v))}" for k, v in self._extra().items())
+    return f"{type(self).__name__}({self.U}{''.join(extra)})"
 
-# %% ../nbs/library/02_objectives.ipynb #d32e7727
+@patch
+def _extra(self:Robust): return ({} if repr(self.box) == "(0.0, 1.0)" else dict(box=self.box)) | self.solver
+
+# %% ../nbs/library/02_objectives.ipynb #1dc2e569
+@patch
+def prepare(self:Robust,
+    x, # all training samples, shape (n, ...)
+    y, # their labels, shape (n,)
+):
+    "Raises `ValueError` unless `x` lies in the box and there is one radius, or one per sample"
+    if self.box is not None: check_inside(x, self.box)
+    if isinstance(self.U.radius, float): return
+    n = len(self.U.radius)
+    if n != len(x): raise ValueError(f"radius has {n} values, one per sample, but there are {len(x)} training samples")
+    self.U = self.U.with_radius(self.U.radius.to(x.device))
+
+# %% ../nbs/library/02_objectives.ipynb #aa83a844
 class AdversarialMix(Robust):
     "αJ(θ, x, y) + (1 − α)J(θ, x + Δ̂, y): Goodfellow's loss, equation (5). α = 0 is Algorithm 1."
     def __init__(self,
@@ -65,24 +98,29 @@ class AdversarialMix(Robust):
         alpha=0.5,        # weight α of the clean loss, in [0, 1]
         *,
         box=(0., 1.),     # (lo, hi) of the data, or None
-        **solver,         # passed to `perturb`
+        **solver,         # passed to `perturb`, as for `Robust`
     ):
-        if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not 0 <= alpha <= 1: raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+        if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
         super().__init__(U, box=box, **solver)
         self.alpha = float(alpha)
 
-    def __call__(self,
-        model,      # maps x to logits of shape (n, K)
-        x,          # samples, shape (n, ...)
-        y,          # labels, shape (n,)
-        index=None, # which samples of the data set these are, shape (n,)
-    ):
-        "The mixed loss, a scalar; `logs` as for `Standard`, of the perturbed samples where α < 1"
-        if self.alpha == 1: return Standard.__call__(self, model, x, y)
-        robust = super().__call__(model, x, y, index)
-        if self.alpha == 0: return robust
-        loss = self.alpha * Standard.__call__(self, model, x, y) + (1 - self.alpha) * robust
-        loss.logs = robust.logs
-        return loss
-
     def _extra(self): return dict(alpha=self.alpha) | super()._extra()
+
+# %% ../nbs/library/02_objectives.ipynb #9ee5e05a
+@patch
+def __call__(self:AdversarialMix,
+    model,      # maps x to logits of shape (n, K)
+    x,          # samples, shape (n, ...)
+    y,          # labels, shape (n,)
+    index=None, # which samples of the data set these are, shape (n,); picks their radii
+):
+    "The mixed loss, a scalar; `logs` are those of x + Δ̂ where α < 1. Both halves go through the model as one batch."
+    if self.alpha == 1: return Standard.__call__(self, model, x, y)
+    if self.alpha == 0: return Robust.__call__(self, model, x, y, index)
+    logits = model(torch.cat([x, self.perturbed(model, x, y, index)]))
+    check_logits(logits, 2 * len(x))
+    clean, robust = (_mean_loss(half, y) for half in logits.chunk(2))
+    loss = self.alpha * clean + (1 - self.alpha) * robust
+    loss.logs = robust.logs
+    return loss

@@ -1,0 +1,441 @@
+"The training loop where a page would be the wrong place: interruptions at every point, foreign files, hidden waiting for the device, odd models."
+import copy, subprocess, sys, threading
+from types import SimpleNamespace
+import nbformat
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from nbclient import NotebookClient
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from robust_nb import training
+from robust_nb.checkpoint import save_checkpoint
+from robust_nb.data import Data, Split, load
+from robust_nb.models import MNISTNet
+from robust_nb.objectives import AdversarialMix, Robust, Standard
+from robust_nb.training import History, fit, memory_kept
+from robust_nb.uncertainty import L1, L2, Linf
+
+CLASSES = 4
+
+def some(n=37, seed=0, shape=(1, 8, 8)):
+    "Images whose label can be learned: a bright quarter"
+    g = torch.Generator().manual_seed(seed)
+    y = torch.randint(CLASSES, (n,), generator=g)
+    x = torch.rand(n, *shape, generator=g) * 0.5
+    h, w = shape[-2] // 2, shape[-1] // 2
+    for i, k in enumerate(y.tolist()): x[i, :, h * (k // 2):h * (k // 2 + 1), w * (k % 2):w * (k % 2 + 1)] += 0.4
+    return Split(x, y)
+
+def conv(seed=0, dropout=0.3, norm=True):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6) if norm else nn.Identity(), nn.ReLU(), nn.Dropout(dropout), nn.Conv2d(6, 4, 3), nn.Flatten(), nn.Linear(64, CLASSES))
+
+def train(objective=None, epochs=3, data=None, model=None, **kw):
+    model = model or conv()
+    history = fit(model, data or some(), objective or Standard(), epochs=epochs, device="cpu", **dict(batch_size=8, lr=0.05, progress=False) | kw)
+    return model, history
+
+def same(a, b):
+    a, b = a.state_dict(), b.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def rows(history): return [{k: str(v) for k, v in row.items() if k != "seconds"} for row in history]   # NaN is not NaN, but its text is
+
+# The global state is left alone, and a seed says everything
+
+def test_seeds_repeat_bit_for_bit():
+    objective = Robust(L2(0.5), random_start=True, steps=2)
+    (a, ha), (b, hb), (c, _) = (train(objective, seed=s) for s in (3, 3, 4))
+    assert same(a, b) and rows(ha) == rows(hb)
+    assert not same(a, c)
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_global_generators_and_modes_are_left_alone(fails):
+    class Random(nn.Linear):       # draws even in eval mode, so that the look before the loop counts too
+        def forward(self, x): return super().forward(x.flatten(1) + torch.rand(64))
+    model = nn.Sequential(Random(64, CLASSES), nn.Dropout(), nn.BatchNorm1d(CLASSES)).eval()
+    model[1].train()
+    def objective(model, x, y, index):
+        assert model.training and all(m.training for m in model.modules())
+        if fails: raise RuntimeError("stop")
+        return F.cross_entropy(model(x), y)
+    before, other = torch.get_rng_state(), np.random.get_state()[1].copy()
+    if fails:
+        with pytest.raises(RuntimeError, match="stop"): train(objective, model=model)
+    else: train(objective, model=model)
+    assert torch.equal(torch.get_rng_state(), before) and (np.random.get_state()[1] == other).all()
+    assert [m.training for m in model.modules()] == [False, False, True, False]
+
+def test_order_comes_from_the_seed_alone():
+    def orders(seed, draw):
+        seen = []
+        def objective(model, x, y, index):
+            if draw: torch.rand(5)
+            seen.append(index.clone())
+            return F.cross_entropy(model(x), y)
+        train(objective, epochs=2, seed=seed)
+        return torch.cat(seen)
+    a = orders(0, False)
+    assert torch.equal(a, orders(0, True)) and not torch.equal(a, orders(1, False))
+    assert all(torch.equal(e.sort().values, torch.arange(37)) for e in a.split(37)) and not torch.equal(*a.split(37))
+
+def test_authors_order_and_rate():
+    seen = []
+    class Spy(Standard):
+        def __call__(self, model, x, y, index): seen.append(index); return super().__call__(model, x, y)
+    train(Spy(), epochs=2, shuffle=False)
+    assert torch.equal(torch.cat(seen), torch.arange(37).repeat(2))
+
+def test_torch7_recipe():
+    "Weights after three steps on one batch, against the recurrence written out: v₀ = g₀, then v ← 0.9 v + 0.1 g"
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double(), some()
+    data = Split(data.x.double(), data.y)
+    w, v = [p.detach().clone().requires_grad_() for p in model.parameters()], None
+    for t in range(3):
+        grads = torch.autograd.grad(F.cross_entropy(F.linear(data.x.flatten(1), *w), data.y), w)
+        g = [a + 1e-3 * p.detach() for a, p in zip(grads, w)]
+        v = g if t == 0 else [0.9 * a + 0.1 * b for a, b in zip(v, g)]
+        w = [(p.detach() - 0.5 / (1 + 0.1 * t) * a).requires_grad_() for p, a in zip(w, v)]
+    fit(model, data, Standard(), epochs=3, batch_size=37, lr=0.5, lr_decay=0.1, dampening=0.9, device="cpu", progress=False)
+    for p, q in zip(model.parameters(), w): torch.testing.assert_close(p, q)
+
+# Stopped and gone on
+
+class Cut:
+    "Stops at one call; what it computes is another objective's"
+    def __init__(self, inner, at=None): self.inner, self.at, self.calls = inner, at, 0
+    def __call__(self, *args):
+        self.calls += 1
+        if self.calls == self.at: raise KeyboardInterrupt
+        return self.inner(*args)
+    def __repr__(self): return repr(self.inner)
+
+@pytest.mark.parametrize("objective", [Standard(), Robust(Linf(0.1), random_start=True, steps=2, mode="train"), AdversarialMix(L1(torch.linspace(0, 2, 37)), 0.3)], ids=str)
+def test_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, objective):
+    whole, history = train(Cut(objective))
+    for at in (1, 4, 6, 11, 15):                    # five steps an epoch: in the first, at the seam, in the last step
+        folder = tmp_path/str(at)
+        with pytest.raises(KeyboardInterrupt): train(Cut(objective, at), checkpoint=folder)
+        assert [f.name for f in folder.iterdir()] == ["last.pt"]
+        model, resumed = train(Cut(objective), model=conv(seed=5), checkpoint=folder, resume=True)
+        assert same(model, whole) and rows(resumed) == rows(history)
+
+def test_more_epochs_and_a_finished_run(tmp_path):
+    whole, history = train(epochs=4)
+    train(epochs=2, checkpoint=tmp_path)
+    model, resumed = train(epochs=4, checkpoint=str(tmp_path), resume=True)
+    assert same(model, whole) and rows(resumed) == rows(history)
+    model, again = train(Cut(Standard(), at=1), epochs=4, model=conv(1), checkpoint=tmp_path, resume=True)     # not one step
+    assert same(model, whole) and list(again) == list(resumed)
+
+class Grows(Robust):
+    "A radius that follows from the epoch alone"
+    def on_epoch(self, epoch): self.U = self.U.with_radius(0.05 * epoch)
+
+class Counts(Standard):
+    "State of its own, which is not a function of the epoch"
+    weight = 1.
+    def on_epoch(self, epoch): self.weight *= 0.7
+    def state_dict(self): return dict(weight=self.weight)
+    def load_state_dict(self, state): self.weight = state["weight"]
+    def __call__(self, *args): return self.weight * super().__call__(*args)
+
+@pytest.mark.parametrize("make", [lambda: Grows(Linf(0.)), Counts])
+def test_objectives_that_change_are_resumed(tmp_path, make):
+    whole, history = train(make(), epochs=4)
+    first = make()
+    train(first, epochs=2, checkpoint=tmp_path)
+    for objective in (make(), first):
+        model, resumed = train(objective, epochs=4, checkpoint=tmp_path, resume=True)
+        assert same(model, whole) and rows(resumed) == rows(history)
+        train(make(), epochs=2, checkpoint=tmp_path)
+
+def test_on_epoch_is_called_once_before_each_epoch():
+    calls = []
+    class Hook(Standard):
+        def on_epoch(self, epoch): calls.append(("epoch", epoch))
+        def prepare(self, x, y): calls.append(("prepare", len(x)))
+        def __call__(self, *args): calls.append("step"); return super().__call__(*args)
+    train(Hook(), epochs=2, batch_size=20)
+    assert calls == [("prepare", 37), ("epoch", 0), "step", "step", ("epoch", 1), "step", "step"]
+
+def test_settings_may_be_numpy_numbers(tmp_path):
+    kw = dict(epochs=np.int64(1), batch_size=np.int32(8), lr=np.float64(0.05), momentum=np.float32(0.5), seed=np.int64(2), checkpoint=tmp_path)
+    train(**kw)
+    train(**kw | dict(epochs=2), resume=True)
+
+FOREIGN = dict(
+    lr=(dict(lr=0.1), "lr was 0.05, now 0.1"), seed=(dict(seed=1), "seed was 0, now 1"), batch=(dict(batch_size=9), "batch_size was 8"), shuffle=(dict(shuffle=False), "shuffle was True"),
+    precision=(dict(precision="bfloat16"), "bfloat16 was False"), objective=(dict(objective=Robust(Linf(0.1))), r"objective was 'Standard\(\)', now 'Robust\(Linf\(0.1\)\)'"),
+    data=(dict(data=some(seed=1)), "data was"), epochs=(dict(epochs=1), "epochs is 1, but .* holds 2"))
+
+@pytest.mark.parametrize("kw, says", FOREIGN.values(), ids=FOREIGN)
+def test_checkpoint_of_another_run_is_refused(tmp_path, kw, says):
+    train(epochs=2, checkpoint=tmp_path)
+    raw, model = (tmp_path/"last.pt").read_bytes(), conv(1)
+    with pytest.raises(ValueError, match=says): train(**dict(epochs=3, model=model, checkpoint=tmp_path, resume=True) | kw)
+    assert same(model, conv(1)) and (tmp_path/"last.pt").read_bytes() == raw
+
+@pytest.mark.parametrize("model", [lambda: conv(norm=False), lambda: conv().double(), lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)),
+                                   lambda: nn.Sequential(*conv()[:6], nn.Linear(64, 5))], ids=["keys", "dtype", "architecture", "shape"])
+def test_checkpoint_of_another_model_is_refused(tmp_path, model):
+    train(epochs=1, checkpoint=tmp_path)
+    model = model()
+    before, data = copy.deepcopy(model), some()
+    if next(model.parameters()).dtype == torch.float64: data = Split(data.x.double(), data.y)
+    with pytest.raises(ValueError, match="belongs to another"): train(model=model, data=data, checkpoint=tmp_path, resume=True)
+    assert same(model, before)
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "foreign", "pickle"])
+def test_damaged_or_foreign_file_is_refused(tmp_path, damage):
+    train(epochs=1, checkpoint=tmp_path)
+    f = tmp_path/"last.pt"
+    if damage == "cut": f.write_bytes(f.read_bytes()[:1000])
+    if damage == "text": f.write_text("not a checkpoint")
+    if damage == "empty": f.write_bytes(b"")
+    if damage == "foreign": save_checkpoint(f, weights=torch.zeros(3))
+    if damage == "pickle": torch.save(SimpleNamespace(a=1), f)
+    model = conv(1)
+    with pytest.raises(ValueError, match="last.pt"): train(model=model, checkpoint=tmp_path, resume=True)
+    assert same(model, conv(1))
+
+def test_folder_that_cannot_be_written_is_noticed_before_training(tmp_path):
+    (tmp_path/"file").write_text("")
+    model, objective = conv(), Cut(Standard())
+    with pytest.raises(OSError): train(objective, model=model, checkpoint=tmp_path/"file")
+    assert same(model, conv()) and objective.calls == 0 and (tmp_path/"file").read_text() == ""
+
+def test_a_loss_of_nan_keeps_the_last_good_state(tmp_path):
+    class Explodes(Standard):
+        calls = 0
+        def __call__(self, *args): self.calls += 1; return super().__call__(*args) * (float("nan") if self.calls == 8 else 1.)
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 2.*last.pt holds the state before"): train(Explodes(), checkpoint=tmp_path)
+    state = torch.load(tmp_path/"last.pt", weights_only=True)
+    assert state["epoch"] == 1 and all(v.isfinite().all() for v in state["model"].values())
+
+def test_weights_that_explode_in_the_last_step_are_noticed():
+    class Late(Standard):
+        calls = 0
+        def __call__(self, model, x, y, index):
+            self.calls += 1
+            loss = super().__call__(model, x, y)
+            return loss if self.calls < 5 else loss + (model[0].weight.sum() * 0).sqrt() * 0     # finite, its gradient is not
+    with pytest.raises(FloatingPointError, match="a weight is not finite after epoch 1"): train(Late(), epochs=1)
+
+# Speed
+
+class NoWaiting(TorchDispatchMode):
+    "Refuses what reads a value from the device"
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        if f.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.is_nonzero, torch.ops.aten.equal, torch.ops.aten.masked_select, torch.ops.aten._unique2):
+            raise AssertionError(f"{f} waits for the device")
+        return f(*args, **(kwargs or {}))
+
+SETS = [S(r) for S in (Linf, L2, L1) for r in (0.1, torch.linspace(0, 1, 37))]
+OBJECTIVES = [Standard(), *(Robust(U, **kw) for U in SETS for kw in ({}, dict(steps=3), dict(box=None), dict(random_start=True, restarts=2, steps=2, step_size=0.05))), AdversarialMix(Linf(0.1)), AdversarialMix(L2(0.1), 0)]
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+def test_a_step_waits_for_nothing(monkeypatch, half):
+    step, steps = training._step, []
+    def watched(*args):
+        steps.append(1)
+        with NoWaiting(): return step(*args)
+    monkeypatch.setattr(training, "_step", watched)
+    for objective in OBJECTIVES: train(objective, epochs=1, batch_size=20, precision="bfloat16" if half else "float32")
+    assert len(steps) == 2 * len(OBJECTIVES)
+
+def test_watching_works(monkeypatch):
+    step = training._step
+    def watched(*args):
+        with NoWaiting(): return step(*args)
+    monkeypatch.setattr(training, "_step", watched)
+    for read in (lambda l: l.item(), lambda l: bool(l > 0), lambda l: l[None].nonzero()):
+        def objective(model, x, y, index): loss = F.cross_entropy(model(x), y); read(loss); return loss
+        with pytest.raises(AssertionError, match="waits for the device"): train(objective)
+
+def test_an_epoch_reads_values_equally_often_whatever_its_steps():
+    class Reads(TorchDispatchMode):
+        n = 0
+        def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+            self.n += f.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+            return f(*args, **(kwargs or {}))
+    def reads(batch_size):
+        with Reads() as r: train(Robust(Linf(0.1)), batch_size=batch_size)
+        return r.n
+    assert reads(4) == reads(37) > 0
+
+def test_bfloat16_trains():
+    data, found = load("mnist5k", device="cpu"), {}
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        net = MNISTNet()
+        found[precision] = fit(net, data, Robust(Linf(0.05)), epochs=2, lr=0.05, precision=precision, device="cpu", progress=False)[-1]["test_accuracy"]
+        assert all(p.dtype == torch.float32 for p in net.parameters())
+    assert min(found.values()) > 0.85 and abs(found["float32"] - found["bfloat16"]) < 0.04
+
+# Memory that is kept
+
+def test_blocks_nest_across_threads(monkeypatch):
+    told = []
+    monkeypatch.setattr(training, "_thresholds", told.append)
+    inside, leave = threading.Event(), threading.Event()
+    def other():
+        with memory_kept(1 << 20): inside.set(); leave.wait(10)
+    t = threading.Thread(target=other)
+    with memory_kept(1 << 25):
+        t.start(); inside.wait(10)
+        with pytest.raises(KeyError):
+            with memory_kept(1 << 30): raise KeyError
+    leave.set(); t.join()
+    assert told == [1 << 25, 1 << 25, 1 << 30, 1 << 25, 1 << 20, None] and training._open == []
+
+def test_limits():
+    for limit in (0, -1, 1 << 31, 1.5, True, None):
+        with pytest.raises(ValueError, match="limit must be"): memory_kept(limit).__enter__()
+    assert training._open == []
+
+def test_fit_opens_a_block_and_closes_it(monkeypatch):
+    told = []
+    monkeypatch.setattr(training, "_thresholds", told.append)
+    train(epochs=1)
+    with pytest.raises(KeyboardInterrupt): train(Cut(Standard(), 1))
+    assert told == [1 << 30, None] * 2
+
+def test_without_glibc_nothing_happens(monkeypatch):
+    def none(name): raise OSError
+    monkeypatch.setattr(training.ctypes, "CDLL", none)
+    with memory_kept(): pass
+    monkeypatch.setattr(training.ctypes, "CDLL", lambda name: object())
+    with memory_kept(): pass
+
+def test_a_users_own_thresholds_stay(monkeypatch):
+    def never(name): raise AssertionError
+    monkeypatch.setattr(training.ctypes, "CDLL", never)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "100000")
+    with memory_kept(): pass
+
+# What is measured, and how it is shown
+
+def test_means_are_weighted_by_batch_size():
+    "With a rate that is almost 0 the epoch's means are those of the whole split"
+    data, model = some(), conv(dropout=0., norm=False)
+    with torch.no_grad(): z = model(data.x)
+    _, history = train(epochs=1, data=data, model=model, batch_size=30, lr=1e-30, momentum=0.)
+    assert history[0]["loss"] == pytest.approx(F.cross_entropy(z, data.y).item(), rel=1e-5)
+    assert history[0]["accuracy"] == pytest.approx((z.argmax(1) == data.y).double().mean().item())
+
+def test_history_of_a_split_of_data_and_of_a_bare_function():
+    def objective(model, x, y, index): return F.cross_entropy(model(x), y)
+    _, history = train(objective, epochs=2)
+    assert list(history[0]) == ["epoch", "loss", "accuracy", "seconds"] and np.isnan(history.column("accuracy")).all()
+    data = Data("toy", some(), some(seed=1), [str(k) for k in range(CLASSES)])
+    class Says(Standard):
+        def __call__(self, *args): loss = super().__call__(*args); loss.logs["twice"] = 2 * loss.detach(); return loss
+    model, history = train(Says(), epochs=15, data=data)
+    assert list(history[0]) == ["epoch", "loss", "accuracy", "twice", "seconds", "test_accuracy"]
+    assert history[-1]["test_accuracy"] > 0.7 and history[-1]["twice"] == pytest.approx(2 * history[-1]["loss"])
+    assert history.plot() is not None and train(objective, epochs=1)[1].plot() is not None
+    assert repr(History()) == "History(no epochs)" and "test_accuracy" in repr(history)
+
+def test_progress_in_a_terminal(capsys):
+    data = Data("toy", some(), some(seed=1), [str(k) for k in range(CLASSES)])
+    train(data=data, epochs=2, progress=True)
+    said = capsys.readouterr()
+    assert said.out == "" and "Standard()" in said.err and "10/10" in said.err
+    assert all(f"{k}=" in said.err for k in ("loss", "accuracy", "test_accuracy"))
+    train(data=data)
+    assert capsys.readouterr() == ("", "")
+
+def test_progress_in_a_notebook(tmp_path):
+    code = "import torch\nfrom robust_nb.data import Split\nfrom robust_nb.objectives import Standard\nfrom robust_nb.training import fit\n" \
+           "h = fit(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)), Split(torch.rand(8, 1, 2, 2), torch.arange(8) % 2), Standard(), epochs=2, batch_size=4, device='cpu')"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(nb, timeout=100, kernel_name="python3", extra_arguments=["--log-level=ERROR"], resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = nb.cells[0].outputs
+    assert any("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs)
+    assert not any(o.output_type == "stream" for o in outputs), outputs
+
+def test_import_is_light():
+    said = subprocess.run([sys.executable, "-c", "import sys, robust_nb.training; print([m for m in ('matplotlib', 'ipywidgets', 'torchvision', 'mlxtend', 'pandas') if m in sys.modules])"], capture_output=True, text=True)
+    assert said.stdout.strip() == "[]", said
+
+# Models
+
+@pytest.mark.parametrize("objective", [Standard(), Robust(Linf(0.1)), Robust(L2(0.1), steps=3, restarts=2, mode="train"), AdversarialMix(Linf(0.1))], ids=str)
+def test_running_statistics_move_once_per_step(objective):
+    model, _ = train(objective, epochs=2)
+    assert model[1].num_batches_tracked == 10
+
+def test_frozen_layers_stay():
+    model = conv()
+    model[0].requires_grad_(False); model[1].eval()
+    before = copy.deepcopy(model)
+    train(Robust(Linf(0.1)), model=model)
+    assert same(model[0], before[0]) and torch.equal(model[1].running_mean, before[1].running_mean) and not model[1].training
+    assert not same(model[6], before[6])
+
+def test_a_model_that_calls_view():
+    class Views(nn.Sequential):
+        def forward(self, x): x = self[0](x).relu(); return self[1](x.view(len(x), -1))
+    torch.manual_seed(0)
+    model, history = train(Robust(Linf(0.05)), model=Views(nn.Conv2d(1, 6, 3), nn.Linear(216, CLASSES)), epochs=15)
+    assert history[-1]["accuracy"] > 0.7
+
+def test_a_model_with_2d_and_3d_convolutions():
+    class Both(nn.Module):
+        def __init__(self): super().__init__(); self.a, self.b, self.c = nn.Conv2d(1, 4, 3), nn.Conv3d(1, 2, 3), nn.Linear(2 * 2 * 4 * 4, CLASSES)
+        def forward(self, x): return self.c(self.b(self.a(x)[:, None]).flatten(1))
+    _, history = train(model=Both())
+    assert history[-1]["loss"] < history[0]["loss"]
+
+def test_double_precision_and_int32_labels():
+    d = some()
+    a, _ = train(Robust(L2(0.3)), model=conv(dropout=0.).double(), data=Split(d.x.double(), d.y))
+    b, _ = train(Robust(L2(0.3)), model=conv(dropout=0.).double(), data=Split(d.x.double(), d.y.int()))
+    assert same(a, b) and next(a.parameters()).dtype == torch.float64
+
+def test_gradients_of_the_caller_do_not_count():
+    a, b = conv(), conv()
+    for p in b.parameters(): p.grad = torch.full_like(p, 1e3)
+    train(model=a); train(model=b)
+    assert same(a, b) and all(p.grad is None for p in b.parameters())
+
+def test_per_sample_radii_follow_their_samples():
+    radius, seen = torch.linspace(0, 0.3, 37), []
+    class Spy(Robust):
+        def perturbed(self, model, x, y, index):
+            z = super().perturbed(model, x, y, index)
+            seen.append((index, Linf(0.).norm(z - x)))
+            return z
+    train(Spy(Linf(radius)), epochs=1)
+    for index, size in seen: torch.testing.assert_close(size, radius[index])
+
+# Bad arguments: the weights stay as they were
+
+@pytest.mark.parametrize("kw, error, says", [
+    (dict(data=Data("toy", some(), some(shape=(1, 9, 9)), ["a"])), ValueError, "data.test.x must have the shape of data.train.x"),
+    (dict(data=Data("toy", some(), Split(some().x, some().y + 1), ["a"])), ValueError, "y must lie in 0 … 3"),
+    (dict(data=Data("toy", some(), Split(some().x * float("inf"), some().y), ["a"])), ValueError, "data.test.x must be finite"),
+    (dict(data=Split(some().x, some().y - 1)), ValueError, "y must lie in 0 … 3"),
+    (dict(data=Split(some().x + 1, some().y), objective=AdversarialMix(Linf(0.1))), ValueError, "x must lie in box"),
+    (dict(objective=Robust(Linf(0.1), steps=0)), ValueError, "steps must be an integer"),
+    (dict(objective=Robust(Linf(torch.ones(36)))), ValueError, "radius has 36 values"),
+    (dict(objective=lambda m, x, y: 0), TypeError, "positional argument"),
+    (dict(objective=lambda m, x, y, i: 0.), TypeError, "objective must return a scalar tensor, got float"),
+    (dict(objective="Standard"), TypeError, "objective must be called as"),
+    (dict(model=nn.Sequential(nn.Flatten(), nn.Linear(64, 1))), ValueError, "model must return logits"),
+    (dict(model=nn.Module()), ValueError, "no parameter"),
+    (dict(device="cuda:99"), ValueError, "device must be"),
+    (dict(checkpoint=b"x"), TypeError, "checkpoint must be a path"),
+])
+def test_bad_arguments(kw, error, says):
+    kw = dict(model=conv(), objective=Standard()) | kw
+    model, before = kw["model"], copy.deepcopy(kw["model"])
+    with pytest.raises(error, match=says): fit(**dict(data=some(), epochs=1, batch_size=8, device="cpu", progress=False) | kw)
+    assert same(model, before) and all(p.grad is None for p in model.parameters())
+
+def test_inside_no_grad():
+    with torch.no_grad(), pytest.raises(ValueError, match="inside torch.no_grad"): train()
