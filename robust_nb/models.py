@@ -31,32 +31,35 @@ def _input_gradient(
     for k in range(kw): gx[..., k:k + w] += rows[:, k]
     return gx.transpose(0, 1)
 
-# %% ../nbs/library/04_models.ipynb #ce5c6056
-class _StemConv(torch.autograd.Function):
+# %% ../nbs/library/04_models.ipynb #4d8cc9d8
+class _WithInputGradient(torch.autograd.Function):
+    "Passes y = w * x + b on. x gets its gradient here; w and b get theirs from the convolution that made y, if they are asked for"
     generate_vmap_rule = True       # works under torch.func too
 
     @staticmethod
-    def forward(x, weight, bias): return F.conv2d(x, weight, bias)
+    def forward(x, y, weight, bias): return y.view_as(y)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[:2])
-        ctx.save_for_forward(*inputs[:2])
+        ctx.save_for_backward(inputs[0], inputs[2])
+        ctx.save_for_forward(inputs[0], inputs[2])
 
     @staticmethod
     def backward(ctx, g):
         x, weight = ctx.saved_tensors
-        gx = _input_gradient(g, weight) if ctx.needs_input_grad[0] else None
-        if not any(ctx.needs_input_grad[1:]): return gx, None, None
+        gx = _input_gradient(g, weight)
+        if not torch.is_grad_enabled(): return gx, g, None, None
         stride, pad, grown, groups, wanted = [1, 1], [0, 0], [1, 1], 1, [False, True, True]
-        _, gw, gb = torch.ops.aten.convolution_backward(
+        _, gw, gb = torch.ops.aten.convolution_backward(   # to be differentiated again: all must depend on x
             g, x, weight, [len(weight)], stride, pad, grown, False, [0, 0], groups, wanted)
-        return gx, gw, gb
+        return gx, None, gw, gb
 
     @staticmethod
-    def jvp(ctx, dx, dw, db): return F.conv2d(dx, ctx.saved_tensors[1]) + F.conv2d(ctx.saved_tensors[0], dw, db)
+    def jvp(ctx, dx, dy, dw, db): return dy.add_(F.conv2d(dx, ctx.saved_tensors[1])).view_as(dy)   # a view, as in `forward`
 
-# %% ../nbs/library/04_models.ipynb #9f06df0a
+def _stem_conv(x, weight, bias): return _WithInputGradient.apply(x, F.conv2d(x.detach(), weight, bias), weight, bias)
+
+# %% ../nbs/library/04_models.ipynb #a72bdeb3
 class StemConv2d(nn.Conv2d):
     "`nn.Conv2d` for the first layer: in float32 on a CPU the gradient in few input channels is one matrix product"
     def __init__(self,
@@ -70,7 +73,7 @@ class StemConv2d(nn.Conv2d):
     ):
         "w * x + b, shape (n, out_channels, height - kernel_size + 1, width - kernel_size + 1)"
         ours = x.requires_grad and x.ndim == 4 and x.dtype == torch.float32 and x.device.type == "cpu"
-        if ours and not torch.is_autocast_enabled("cpu"): return _StemConv.apply(x, self.weight, self.bias)
+        if ours and not torch.is_autocast_enabled("cpu"): return _stem_conv(x, self.weight, self.bias)
         return super().forward(x)
 
 # %% ../nbs/library/04_models.ipynb #4bbfb5b4

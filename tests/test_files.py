@@ -42,7 +42,7 @@ from pathlib import Path
 from robust_nb.checkpoint import write_atomically
 path, contents, rng = Path(sys.argv[1]), [bytes([k]) * 2_000_000 for k in range(4)], random.Random(0)
 write_atomically(path, contents[0])
-for k in range(40):
+for k in range(25):
     if not (pid := os.fork()):
         while True:
             for c in contents: write_atomically(path, c)

@@ -282,7 +282,6 @@ def test_nothing_waits_without_checks(ball, box):
             assert not watch.weight
     with pytest.raises(AssertionError, match='waits'), Watch(): perturb(net, x, y, ball(0.3), box=box)
 
-@pytest.mark.xfail(reason='the backward pass of StemConv2d computes its weight gradient in the ascent pass too', strict=False)
 def test_papers_net_computes_weight_gradients_once():
     x, y, made = torch.rand(4, 1, 28, 28), torch.arange(4), {}
     for objective in (Standard(), Robust(Linf(0.1))):
