@@ -1,72 +1,53 @@
-"""How much faster is `accuracy_curve` than separate one-step attacks, with the same accuracies?
+"""Seconds for accuracy against radius on the paper's MNIST net: `accuracy_curve`, and one one-step attack per radius.
+Data: the 1,000 test images of mnist5k, pixel recipe, batches of 200 on both sides. Both must give the same raw accuracies.
+    python benchmarks/curve.py [--set linf|l2|l1] [--no-box] [--radii 16] [--repetitions 9]"""
+import argparse, statistics
 
-    python benchmarks/curve.py [--set linf|l2|l1] [--box 0 1 | --no-box] [--radii 16] [--samples 1000] [--repeat 7]
-
-Both sides classify the same test digits of mnist5k with the same net and batches, in turns in one process. Each repetition gives
-one ratio. Wall time is what a user waits; processor time, summed over threads, says the same where other work shares the machine.
-"""
-import argparse, os, platform, statistics, time
 import torch
+from common import in_turn, machine, ratio
+
 from robust_nb.data import load
-from robust_nb.evaluation import accuracy, accuracy_curve
+from robust_nb.evaluation import accuracy_curve, correct
 from robust_nb.models import pretrained
 from robust_nb.perturbation import perturb
 from robust_nb.uncertainty import L1, L2, Linf
 
-SETS = dict(linf=(Linf(1.), 0.3), l2=(L2(1.), 3.), l1=(L1(1.), 3.))    # and the largest radius, in pixels of [0, 1]
+SETS = dict(linf=(Linf, 0.3), l2=(L2, 3.), l1=(L1, 3.))    # and the largest radius, in pixels of [0, 1]
+BATCH = 200
 
-def separate(net, x, y, U, radii, box):
-    "Accuracy after one step, an attack of its own for each radius"
-    return torch.tensor([accuracy(net, perturb(net, x, y, U.with_radius(r), box=box), y) for r in radii], dtype=torch.float64)
 
-def separate_in_batches(net, x, y, U, radii, box, size=200):
-    "The same in batches of the size that `accuracy_curve` takes"
-    parts = [separate(net, a, b, U, radii, box) * len(b) for a, b in zip(x.split(size), y.split(size))]
-    return torch.stack(parts).sum(0) / len(y)
+def separate(net, x, y, kind, radii, box):
+    "An attack of its own for each radius"
+    def hits(r, a, b): return correct(net, perturb(net, a, b, kind(r), box=box), b, BATCH)
+    hits_at = [torch.cat([hits(r, a, b) for a, b in zip(x.split(BATCH), y.split(BATCH))]) for r in radii]
+    return torch.stack(hits_at).double().mean(1)
 
-def timed(f, *args):
-    wall, cpu = time.perf_counter(), time.process_time()
-    out = f(*args)
-    return out, time.perf_counter() - wall, time.process_time() - cpu
-
-def machine():
-    "Processor and memory, in words"
-    try:
-        cpu = next(l.split(":")[1].strip() for l in open("/proc/cpuinfo") if l.startswith("model name"))
-        memory = int(next(l.split()[1] for l in open("/proc/meminfo") if l.startswith("MemTotal"))) / 2**20
-    except (OSError, StopIteration): return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-    return f"{cpu}, {os.cpu_count()} cores, {memory:.0f} GiB"
-
-def spread(values): return f"median {statistics.median(values):.3f}, {min(values):.3f} to {max(values):.3f}"
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--set", choices=SETS, default="linf")
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--set", choices=SETS, default="linf", help="type of the uncertainty set")
     p.add_argument("--no-box", action="store_true", help="steps without the box [0, 1]")
-    p.add_argument("--radii", type=int, default=16)
-    p.add_argument("--samples", type=int, default=1000, help="at most 1000")
-    p.add_argument("--repeat", type=int, default=7, help="repetitions of both sides")
-    p.add_argument("--contiguous", action="store_true", help="the net in PyTorch's default memory format, not channels_last as `fit` leaves it")
+    p.add_argument("--radii", type=int, default=16, help="how many, from 0 on")
+    p.add_argument("--samples", type=int, default=1000, help="test images, at most 1,000")
+    p.add_argument("--repetitions", type=int, default=9, help="of both sides in turn, after one to warm up; at least 2")
+    p.add_argument("--contiguous", action="store_true", help="the net in PyTorch's default memory format; else channels_last, as `fit` leaves it")
     a = p.parse_args()
     net, test = pretrained("baseline"), load("mnist5k", device="cpu").test
-    if not a.contiguous: net = net.to(memory_format=torch.channels_last)
-    x, y, (U, most) = test.x[:a.samples], test.y[:a.samples], SETS[a.set]
-    radii, box = [most * k / max(1, a.radii - 1) for k in range(a.radii)], None if a.no_box else (0., 1.)
-    curve = lambda *args: accuracy_curve(*args[:-1], box=args[-1])
+    if not a.contiguous: net.to(memory_format=torch.channels_last)
+    x, y, box = test.x[:a.samples], test.y[:a.samples], None if a.no_box else (0., 1.)
+    kind, most = SETS[a.set]
+    radii = torch.linspace(0, most, a.radii).tolist()
+    found = dict(separate=[], curve=[])
+    times = in_turn(dict(separate=lambda: found["separate"].append(separate(net, x, y, kind, radii, box)),
+                         curve=lambda: found["curve"].append(accuracy_curve(net, x, y, kind(0.), radii, box=box, batch_size=BATCH))), a.repetitions)
+    assert all(torch.equal(found["curve"][0], o) for side in found.values() for o in side), f"the accuracies differ: {found}"
 
-    print(f"{machine()}; {torch.get_num_threads()} threads; load {os.getloadavg()[0]:.1f} before the run" if hasattr(os, "getloadavg") else machine())
-    print(f"Python {platform.python_version()}, torch {torch.__version__}; {a.set}, {a.radii} radii up to {most}, box {box}, {len(y)} digits, "
-          f"{'default' if a.contiguous else 'channels_last'} format, {a.repeat} repetitions after one to warm up")
-    sides, times = dict(separate=separate_in_batches, curve=curve), {}
-    for k in range(a.repeat + 1):
-        out = {}
-        for name in (list(sides), list(sides)[::-1])[k % 2]:
-            out[name], *seconds = timed(sides[name], net, x, y, U, radii, box)
-            if k: times.setdefault(name, []).append(seconds)
-        assert torch.equal(out["separate"], out["curve"]), f"the accuracies differ: {out}"
-    print("accuracies identical:", " ".join(f"{v:.3f}" for v in out["curve"].tolist()))
-    for j, clock in enumerate(("wall", "processor")):
-        one, other = ([t[j] for t in times[name]] for name in sides)
-        print(f"{clock} seconds: separate {spread(one)}; curve {spread(other)}; ratio {spread([s / t for s, t in zip(one, other)])}")
+    print(machine())
+    print(f"{a.radii} radii of {a.set} up to {most}, box {box}, {len(y)} images, {'default' if a.contiguous else 'channels_last'} format, {a.repetitions} repetitions")
+    print("raw accuracies, identical on both sides:", " ".join(f"{v:.3f}" for v in found["curve"][0].tolist()))
+    for name, t in times.items(): print(f"{name:>10}: {statistics.median(t):.3f} s, {min(t):.3f} to {max(t):.3f}")
+    middle, low, high = ratio(times["separate"], times["curve"])
+    print(f"separate ÷ curve: median {middle:.2f}, quartiles {low:.2f} to {high:.2f}")
+
 
 if __name__ == "__main__": main()

@@ -19,7 +19,7 @@ from .models import RECIPES
 from .perturbation import check_labels, check_logits, in_mode, log_odds, perturb, value_and_gradient
 from .uncertainty import UncertaintySet, check_batch, check_box, check_inside
 
-# %% ../nbs/library/05_evaluation.ipynb #b23f3a2d
+# %% ../nbs/library/05_evaluation.ipynb #b4e169bd
 def correct(
     model,          # maps x to logits of shape (n, K)
     x,              # samples, shape (n, ...)
@@ -31,6 +31,7 @@ def correct(
     hits = []
     with in_mode(model, "eval"):
         for a, b in zip(x.split(batch_size), y.split(batch_size)):
+            check_batch("x", a)
             logits = _logits(model, a)
             check_labels(b, len(a), logits.shape[1])
             hits.append(logits.argmax(1) == b)
@@ -45,7 +46,7 @@ def accuracy(
     "The share of samples that the model classifies correctly. Raises `ValueError` for an empty batch."
     return _share(correct(model, x, y, batch_size))
 
-# %% ../nbs/library/05_evaluation.ipynb #f1603208
+# %% ../nbs/library/05_evaluation.ipynb #1fd4f695
 def _logits(model, x):
     with torch.no_grad(): logits = model(x)
     check_logits(logits, len(x))
@@ -58,7 +59,7 @@ def _share(hits):
     return hits.cpu().double().mean().item()
 
 def _check_samples(x, y, batch_size):
-    check_batch("x", x)
+    check_batch("x", x, values=False)    # the values are looked at batch by batch: that takes memory
     check_labels(y, len(x))
     if y.device != x.device: raise ValueError(f"y must be on the device of x, {x.device}, got {y.device}")
     if isinstance(batch_size, bool) or not isinstance(batch_size, numbers.Integral) or batch_size < 1:
@@ -115,7 +116,7 @@ def _check_set(U, n):
     if isinstance(U.radius, torch.Tensor) and len(U.radius) != n:
         raise ValueError(f"U has {len(U.radius)} radii, one per sample, but there are {n} samples")
 
-# %% ../nbs/library/05_evaluation.ipynb #65b56e5d
+# %% ../nbs/library/05_evaluation.ipynb #be45252c
 def accuracy_curve(
     model,            # maps x to logits of shape (n, K)
     x,                # samples, shape (n, ...)
@@ -130,7 +131,6 @@ def accuracy_curve(
 ):
     "Accuracy under the one-step attack at each radius, shape (len(radii),). One gradient serves all radii."
     _check_samples(x, y, batch_size)
-    if check_box(box) is not None: check_inside(x, box)
     if not isinstance(U, UncertaintySet): raise TypeError(f"U must be an UncertaintySet, got {type(U).__name__}")
     sets = _sets(U, radii)
     with in_mode(model, "eval"):
@@ -145,6 +145,8 @@ def accuracy_curve(
 
 def _one_step(model, x, y, sets, box, loss):
     "Which samples are correct at r = 0, and after one step in each set: boolean, shape (1 + len(sets), n)"
+    check_batch("x", x)
+    if check_box(box) is not None: check_inside(x, box)
     clean = []
     def watched(logits, y):
         clean.append(logits.detach().argmax(1) == y)    # the pass that the gradient needs anyway

@@ -234,7 +234,7 @@ def run(
     shutil.rmtree(out/f".{_name(settings)}", ignore_errors=True)
     return result
 
-# %% ../nbs/library/09_reproduce.ipynb #cd223a61
+# %% ../nbs/library/09_reproduce.ipynb #463e97fc
 def control(
     data:Data,  # in its recipe
     seed:int,   # whose collection is classified
@@ -242,7 +242,7 @@ def control(
     out="out",  # the folder of the runs
 ):
     "How an equally unrobust net does on A; writes `control-SEED.json`. Raises `FileNotFoundError` for a missing run."
-    if seed == other: raise ValueError(f"other must differ from seed, got {other} twice: A is what its own baseline misreads")
+    if seed == other: raise ValueError(f"other must differ from seed, got {other} twice: it misreads all of A")
     out = Path(out)
     settings = dict(experiment="mnist", net="control", seed=seed, baseline_of_seed=other)
     settings |= dict(recipe=data.recipe, data=data.name)

@@ -45,26 +45,32 @@ class UncertaintySet:
         r = self.radius if isinstance(self.radius, float) else f"<{len(self.radius)} radii>"
         return f"{type(self).__name__}({r})"
 
-# %% ../nbs/library/00_uncertainty.ipynb #6ba70375
+# %% ../nbs/library/00_uncertainty.ipynb #bcf068a2
 class NormBall(UncertaintySet):
     "{Δ : ‖Δ‖ ≤ r} for a norm of the sizes |Δⱼ| alone"
 
 class Linf(NormBall):
     "{Δ : |Δⱼ| ≤ r for all j}: every pixel may change a little"
-    def norm(self, delta):
-        "maxⱼ |Δⱼ|, shape (n,), of `delta`, shape (n, ...)"
+    def norm(self,
+        delta, # Δ, shape (n, ...)
+    ):
+        "maxⱼ |Δⱼ|, shape (n,)"
         return _flat("delta", delta, False).abs().amax(1)
 
 class L2(NormBall):
     "{Δ : ‖Δ‖₂ ≤ r}: the sum of squares is bounded"
-    def norm(self, delta):
-        "‖Δ‖₂, shape (n,), of `delta`, shape (n, ...)"
+    def norm(self,
+        delta, # Δ, shape (n, ...)
+    ):
+        "‖Δ‖₂, shape (n,)"
         return torch.linalg.vector_norm(_flat("delta", delta, False), dim=1)
 
 class L1(NormBall):
     "{Δ : Σⱼ |Δⱼ| ≤ r}: few pixels may change a lot"
-    def norm(self, delta):
-        "Σⱼ |Δⱼ|, shape (n,), of `delta`, shape (n, ...)"
+    def norm(self,
+        delta, # Δ, shape (n, ...)
+    ):
+        "Σⱼ |Δⱼ|, shape (n,)"
         return _flat("delta", delta, False).abs().sum(1)
 
 # %% ../nbs/library/00_uncertainty.ipynb #0710190a
@@ -210,22 +216,49 @@ def _room(name, a, x, box, check):
 @patch
 def _fill(self:Linf, a, room, r): return torch.minimum(room, r)
 
-# %% ../nbs/library/00_uncertainty.ipynb #da710216
+# %% ../nbs/library/00_uncertainty.ipynb #34d06376
+def _in_turn(a, room, r, rounds=12):
+    "The greedy sizes, one pixel per sample and round; None if the rounds do not suffice"
+    a, left, size = a * (room > 0), r.clone(), torch.zeros_like(a)
+    for _ in range(rounds):
+        best, j = a.max(1, keepdim=True)                             # the first index of a tie
+        take = torch.minimum(room.gather(1, j), left) * (best > 0)
+        size.scatter_add_(1, j, take)
+        a.scatter_(1, j, 0.)
+        left -= take
+        if not ((left > 0) & (best > 0)).numpy().any(): return size
+
+# %% ../nbs/library/00_uncertainty.ipynb #20991b1a
 @patch
 def _fill(self:L1, a, room, r):
     "Greedy, in the order of a = |g|; the first index wins a tie"
+    room = torch.minimum(room, r)
+    if a.device.type == "cpu" and (size := _in_turn(a, room, r)) is not None: return size
     order = a.sort(dim=1, descending=True, stable=True).indices
-    room = torch.minimum(room, r).gather(1, order)
+    room = room.gather(1, order)
     spent = room.cumsum(1) - room
     return torch.zeros_like(room).scatter(1, order, torch.minimum(room, (r - spent).clamp_min(0)))
 
-# %% ../nbs/library/00_uncertainty.ipynb #3ef30b17
+# %% ../nbs/library/00_uncertainty.ipynb #01c95432
+def _newton(a, b, rounds=16):
+    "t ≥ 0 with Σ min(t·a, b)² = 1, or with every a > 0 at its bound; None if the rounds do not suffice"
+    a2, b2, top = a.square(), b.square(), torch.finfo(a.dtype).max
+    s = 1 / _nonzero(a2.sum(1, keepdim=True))                        # t², if no pixel meets its bound
+    for _ in range(rounds):
+        rise = (1 - torch.minimum(s * a2, b2).sum(1, keepdim=True)).clamp_min(0)
+        slope = (a2 * (s * a2 < b2)).sum(1, keepdim=True)
+        new = (s + rise / slope).nan_to_num(nan=0, posinf=top).clamp_max(top)   # 0/0: nothing is left to gain
+        if not (new > s * (1 + 1e-15)).numpy().any(): return s.sqrt()
+        s = torch.maximum(s, new)
+
+# %% ../nbs/library/00_uncertainty.ipynb #760c16b8
 @patch
 def _fill(self:L2, a, room, r):
     "min(t·a, room) with the largest t for which its ℓ2 norm is at most r"
     a, b = _wide(a), (_wide(room) / _nonzero(_wide(r))).clamp_max(1)
     a = a / _nonzero(a.amax(1, keepdim=True))
     a = a * (a > torch.finfo(a.dtype).tiny ** 0.5)                   # the squares of smaller ones are 0
+    if a.device.type == "cpu" and (t := _newton(a, b)) is not None: return r * torch.minimum(t * a, b)
     meets, order = (b / a).sort(dim=1)                               # infinity or NaN, where a is 0, comes last
     a2, b2 = a.gather(1, order).square(), b.gather(1, order).square()
     free, full = a2.flip(1).cumsum(1).flip(1), b2.cumsum(1) - b2     # Σ a² from each pixel on, Σ b² before it
@@ -251,7 +284,7 @@ def project(self:NormBall,
 
 def _capped(a, room): return a if room is None else torch.minimum(a, room)
 
-# %% ../nbs/library/00_uncertainty.ipynb #ea2af00c
+# %% ../nbs/library/00_uncertainty.ipynb #90232f5b
 @patch
 def _shrink(self:Linf, a, room, r): return torch.minimum(_capped(a, room), r)
 
@@ -265,7 +298,7 @@ def _shrink(self:L2, a, room, r):
 def _shrink(self:L1, a, room, r):
     "min(max(a - λ, 0), room) with λ ≥ 0 such that the sum is r, found as μ = max a - λ"
     a, top, r = _wide(a), _wide(_capped(a, room)), _wide(r)
-    start = (torch.where(top > 0, a, 0).amax(1, keepdim=True) - a).clamp_min(0)
+    start = torch.where(top > 0, a, 0).amax(1, keepdim=True) - a
     at = start if room is None else torch.cat([start, start + top], 1)       # μ where a pixel starts or stops
     at, order = at.sort(dim=1)
     moving = torch.where(order < a.shape[1], 1., -1.).cumsum(1)              # how many move after each of these

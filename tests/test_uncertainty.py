@@ -11,10 +11,12 @@ from hypothesis import assume, given, settings, strategies as st
 from scipy.optimize import linprog
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
+from robust_nb import uncertainty
 from robust_nb.uncertainty import L1, L2, Linf, NormBall, UncertaintySet, check_batch, check_box, check_inside
 
 BALLS = [Linf, L2, L1]
 DUAL = {Linf: 1, L2: 2, L1: math.inf}
+NORM = {Linf: math.inf, L2: 2, L1: 1}
 BOX = (0., 1.)
 sets = pytest.mark.parametrize('ball', BALLS)
 boxes = pytest.mark.parametrize('box', [None, BOX], ids=['free', 'box'])
@@ -45,7 +47,7 @@ def rivals(ball, r, x, box, count, seed):
     "Random points of U ∩ box of one sample, shape (count, d), made without the module: many on the boundary of both"
     rng, d = np.random.default_rng(seed), x[0].numel()
     z = rng.normal(size=(count, d)) * 10. ** rng.integers(-3, 4, size=(count, d)) * (rng.random((count, d)) < rng.random((count, 1)))
-    p = {Linf: np.inf, L2: 2, L1: 1}[ball]
+    p = NORM[ball]
     lo, hi = limits(x, box, d)
     for _ in range(3):  # onto the sphere, into the box: smaller sizes, so still in the ball; again, to use what was freed
         z *= (r / np.maximum(np.linalg.norm(z, p, axis=1, keepdims=True), 1e-300))
@@ -196,7 +198,7 @@ def test_projection_agrees_with_a_solver(ball, box, data, r):
     z, x = data
     lo, hi = limits(x, box, z.numel())
     D = cp.Variable(z.numel())
-    solved(cp.Problem(cp.Minimize(cp.sum_squares(D - z[0].numpy())), [cp.norm(D, {Linf: 'inf', L2: 2, L1: 1}[ball]) <= r, D >= lo, D <= hi]))
+    solved(cp.Problem(cp.Minimize(cp.sum_squares(D - z[0].numpy())), [cp.norm(D, 'inf' if ball is Linf else NORM[ball]) <= r, D >= lo, D <= hi]))
     p = ball(r).project(z, **given_box(x, box))[0]
     assert_close(p, torch.tensor(D.value), rtol=0, atol=2e-4)
     assert (p - z[0]).norm() <= (torch.tensor(D.value).clamp(torch.tensor(lo), torch.tensor(hi)) - z[0]).norm() + 1e-6
@@ -216,6 +218,18 @@ def test_projection_where_everything_coincides():
         step = ball(torch.tensor(r)).project(torch.tensor(z), torch.tensor(x), BOX).numpy()
         assert np.abs(step - np.sign(z) * size(hi)).max() < 1e-9
 
+@boxes
+@sets
+def test_projection_over_all_ranges(ball, box):
+    "Tiny and huge points and radii in float32; an entry without room does not cost the others their digits"
+    z, x = torch.tensor([[3e-30, -2e-30, 1e-30]]), torch.tensor([[0.5, 0.5, 0.5]])
+    for scale in (1., 1e10, 1e30, 1e60):
+        p = ball(1e-30 * scale).project((z.double() * scale).float(), **given_box(x, box))
+        assert p.isfinite().all() and p.any() and (p.double() / (1e-30 * scale)).norm(p=NORM[ball]) <= 1 + 1e-6
+        if scale == 1.: assert_close(p.double() / scale * 1e30, ball(1.).project(z.double() * 1e30), rtol=1e-5, atol=1e-6)
+    z, x = torch.tensor([[1e12, 0.6, -0.5]]), torch.tensor([[1., 0.3, 0.9]])
+    assert_close(ball(0.7).project(z, x, BOX)[:, 1:], ball(0.7).project(z[:, 1:], x[:, 1:], BOX))
+
 def test_projecting_then_clipping_is_not_projecting():
     z, x = torch.tensor([[1.3, 1.0]]), torch.tensor([[0.7, 0.]])
     for ball in (L2, L1):
@@ -227,6 +241,21 @@ def test_a_point_inside_is_its_own_projection(ball):
     z = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) * 0.01
     assert torch.equal(ball(1.).project(z), z)
     assert torch.equal(ball(1.).project(z, torch.full_like(z, 0.5), BOX), z)
+
+def test_float32_alone_is_enough(monkeypatch):
+    "Sums are taken in float64; MPS has none, so the same in float32: feasible over 40 decades, and as good to 1e-5"
+    gen = torch.Generator().manual_seed(0)
+    z = torch.randn(200, 50, generator=gen) * 10. ** (-40 * torch.rand(200, 50, generator=gen))
+    x, r = (1.6 * torch.rand(200, 50, generator=gen) - 0.3).clamp(0, 1), 3 * torch.rand(200, generator=gen)
+    for ball in (L2, L1):
+        U = ball(r)
+        step, point = U.steepest_ascent(z, x, BOX), U.project(z, x, BOX)
+        with monkeypatch.context() as m:
+            m.setattr(uncertainty, '_wide', lambda a: a.float())
+            narrow, near = U.steepest_ascent(z, x, BOX), U.project(z, x, BOX)
+        assert U.contains(narrow, x, BOX, tol=1e-5).all() and U.contains(near, x, BOX, tol=1e-5).all()
+        assert_close((z * narrow).sum(1), (z * step).sum(1), rtol=1e-5, atol=0)
+        assert_close(near, point, rtol=1e-4, atol=1e-6)
 
 # Scale, batch, radius
 
@@ -247,6 +276,15 @@ def test_gradients_of_1e_minus_30(ball):
     U = ball(0.3)
     assert_close(U.norm(U.steepest_ascent(g)), torch.full((3,), 0.3))
     assert_close(U.support(g) * 1e30, 0.3 * torch.linalg.vector_norm(g * 1e30, DUAL[ball], dim=1), rtol=1e-5, atol=0)
+
+@boxes
+@sets
+def test_gradients_in_float64_span_its_range(ball, box):
+    g, x = torch.randn(3, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64), torch.full((3, 20), 0.5, dtype=torch.float64)
+    step = ball(0.8).steepest_ascent(g, **given_box(x, box))
+    for scale in (1e-300, 1e-200, 1e200): assert_close(ball(0.8).steepest_ascent(g * scale, **given_box(x, box)), step)
+    wide = g * 10. ** -torch.linspace(0, 300, 20, dtype=torch.float64)
+    for r in (0.3, 0.8, 3.): assert ball(r).contains(ball(r).steepest_ascent(wide, **given_box(x, box)), **given_box(x, box), tol=1e-9).all()
 
 @boxes
 @sets
@@ -416,7 +454,8 @@ class NoSynchronisation(TorchDispatchMode):
 @pytest.fixture
 def unreadable(monkeypatch):
     def refuse(self, *args, **kw): raise AssertionError('a tensor is read')
-    for name in 'item', 'numpy', 'tolist', '__bool__', '__float__', '__int__', '__index__', '__array__': monkeypatch.setattr(torch.Tensor, name, refuse)
+    # `numpy` is allowed: it does not work on a GPU's tensors, so what calls it runs on CPUs alone (the meta device below checks the rest)
+    for name in 'item', 'tolist', '__bool__', '__float__', '__int__', '__index__', '__array__': monkeypatch.setattr(torch.Tensor, name, refuse)
 
 @boxes
 @sets
@@ -438,6 +477,20 @@ def test_tensors_without_values(ball, box):
     "On the meta device there is nothing to read: shapes and types alone decide what runs"
     g = torch.empty(6, 1, 7, 7, device='meta')
     for name in 'steepest_ascent', 'support', 'project', 'sample': assert getattr(ball(0.5), name)(g, **given_box(g, box), check=False).device.type == 'meta'
+
+@pytest.mark.parametrize('r', [1e-3, 0.5, 3., 40.])
+@pytest.mark.parametrize('ball, shortcut', [(L2, '_newton'), (L1, '_in_turn')], ids=['L2', 'L1'])
+def test_shortcut_on_a_cpu_gives_what_sorting_gives(ball, shortcut, r, monkeypatch):
+    gen = torch.Generator().manual_seed(0)
+    x = torch.rand(50, 200, generator=gen).mul(2).sub(0.5).clamp(0, 1).double()           # a quarter at each side of the box
+    g = torch.randn(50, 200, generator=gen, dtype=torch.float64) * torch.randn(50, 200, generator=gen, dtype=torch.float64).exp() ** 3
+    g[0], g[1, 5:] = 0, 0
+    calls, inner = [], getattr(uncertainty, shortcut)
+    monkeypatch.setattr(uncertainty, shortcut, lambda *args: calls.append(inner(*args)) or calls[-1])
+    quick = ball(r).steepest_ascent(g, x, BOX)
+    if r == 0.5: assert calls[0] is not None                                              # else the rounds may not suffice
+    monkeypatch.setattr(uncertainty, shortcut, lambda *args: None)
+    torch.testing.assert_close(quick, ball(r).steepest_ascent(g, x, BOX), rtol=1e-9, atol=1e-12)
 
 # Errors that name the argument
 

@@ -1,0 +1,251 @@
+"Evaluation and plots where a page would be too long for it: any radii, any net, any damage to a file, memory, and what importing does."
+import os, subprocess, sys
+from pathlib import Path
+import matplotlib
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+from robust_nb.data import load
+from robust_nb.evaluation import AdversarialCollection, accuracy, accuracy_curve, correct, robust_correct, weights_digest, wilson
+from robust_nb.models import MLP, Linear, pretrained
+from robust_nb.perturbation import perturb
+from robust_nb.uncertainty import L1, L2, Linf
+
+ROOT = Path(__file__).resolve().parents[1]
+FEW = settings(max_examples=25, deadline=None, derandomize=True)
+RADII = st.lists(st.floats(0, 5, allow_nan=False), min_size=1, max_size=6)
+
+@pytest.fixture(scope="module")
+def digits(): return load("mnist5k", device="cpu").test[torch.arange(60)]
+
+@pytest.fixture(scope="module")
+def net(): return pretrained("baseline")
+
+def made_up(n=40, dim=6, seed=0):
+    "Samples in [0, 1], labels, and a small net that gets some of them right"
+    g = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    x, model = torch.rand(n, dim, generator=g), MLP(dim, 8, 3).eval()
+    y = model(x).argmax(1)
+    y[::4] = (y[::4] + 1) % 3
+    return x, y, model
+
+# One gradient for all radii
+
+@FEW
+@given(RADII, st.sampled_from([Linf, L2, L1]), st.sampled_from([None, (0., 1.), (-1., 2.)]), st.integers(1, 50), st.integers(0, 3))
+def test_curve_is_separate_attacks(radii, kind, box, batch_size, seed):
+    x, y, model = made_up(seed=seed)
+    parts = [slice(k, k + batch_size) for k in range(0, len(x), batch_size)]
+    one = lambda r: torch.cat([correct(model, perturb(model, x[p], y[p], kind(r), box=box), y[p]) for p in parts]).double().mean()
+    raw = accuracy_curve(model, x, y, kind(0.), radii, box=box, batch_size=batch_size)
+    assert torch.equal(raw, torch.stack([one(r) for r in radii]))
+
+@FEW
+@given(RADII, st.sampled_from([Linf, L2, L1]), st.integers(0, 3))
+def test_monotone_is_the_worst_so_far(radii, kind, seed):
+    x, y, model = made_up(seed=seed)
+    raw, worst = (accuracy_curve(model, x, y, kind(0.), radii, box=None, monotone=m) for m in (False, True))
+    assert (worst <= raw).all() and (worst <= accuracy(model, x, y)).all()
+    falling = worst[torch.tensor(radii, dtype=torch.float64).argsort()]
+    assert (falling.diff() <= 0).all()
+    for r, v in zip(radii, worst):
+        smaller = [s for s in radii if s <= r]
+        hits = torch.stack([correct(model, perturb(model, x, y, kind(s), box=None), y) for s in [0., *smaller]]).all(0)
+        assert v == hits.double().mean()
+
+@pytest.mark.parametrize("kind", [Linf, L2, L1])
+@pytest.mark.parametrize("wrap", ["plain", "channels_last", "double", "inference", "half"])
+def test_curve_of_the_paper_net(net, digits, kind, wrap):
+    import copy
+    model, x, y = copy.deepcopy(net), digits.x, digits.y
+    if wrap == "channels_last": model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    if wrap == "double": model, x = model.double(), x.double()
+    if wrap == "half": model, x = model.bfloat16(), x.bfloat16()
+    if wrap == "inference":
+        with torch.inference_mode(): x = x.clone()
+    raw = accuracy_curve(model, x, y, kind(0.), [0, 0.1, 2.])
+    assert raw.tolist() == [accuracy(model, perturb(model, x, y, kind(r)), y) for r in (0, 0.1, 2.)]
+
+def test_model_is_left_as_it_was():
+    x, y, _ = made_up()
+    model = torch.nn.Sequential(torch.nn.Linear(6, 9), torch.nn.BatchNorm1d(9), torch.nn.Dropout(), torch.nn.Linear(9, 3))
+    model[2].eval()
+    flags, before = [m.training for m in model.modules()], weights_digest(model)
+    accuracy(model, x, y), accuracy_curve(model, x, y, L2(0.), [0, 1, 2], monotone=True), robust_correct(model, x, y, L1(1.), steps=3, restarts=2)
+    AdversarialCollection.build(model, x, y, [Linf(0.5)])
+    assert flags == [m.training for m in model.modules()] and before == weights_digest(model)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+def test_curve_holds_one_batch():
+    "On 10,000 images of CIFAR's size and 16 radii: all gradients, or all perturbed images, would be 123 MB"
+    code = """
+import resource, torch
+from robust_nb.evaluation import accuracy_curve
+from robust_nb.models import Linear
+from robust_nb.uncertainty import Linf
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+torch.manual_seed(0)
+x, y, model = torch.rand(10_000, 3, 32, 32), torch.randint(10, (10_000,)), Linear(3072)
+accuracy_curve(model, x[:400], y[:400], Linf(0.), [0.1, 0.2])
+before = peak()
+accuracy_curve(model, x, y, Linf(0.), [k / 50 for k in range(16)], monotone=True)
+print(peak() - before)
+"""
+    pytest.importorskip("resource")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}    # what is freed goes back at once, so the peak is what is held
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
+    assert r.returncode == 0, r.stderr
+    assert float(r.stdout) / (1024 if sys.platform == "darwin" else 1) < 30, f"{r.stdout} MB more than for two batches"
+
+# Under attack
+
+@FEW
+@given(st.integers(0, 20), st.sampled_from([(Linf, 1), (L2, 2), (L1, torch.inf)]))
+def test_linear_net_is_robust_where_its_margin_is_wide(seed, kind):
+    g = torch.Generator().manual_seed(seed)
+    w, x, y, r = torch.randn(5, generator=g), torch.randn(50, 5, generator=g), torch.randint(2, (50,), generator=g), torch.rand(50, generator=g)
+    model = Linear(5, 2).requires_grad_(False)
+    model[1].weight.copy_(torch.stack([-w, w]) / 2); model[1].bias.zero_()
+    margin = (2 * y - 1) * (x @ w)
+    expected, sure = margin > r * torch.linalg.vector_norm(w, kind[1]), (margin - r * torch.linalg.vector_norm(w, kind[1])).abs() > 1e-4
+    found = robust_correct(model, x, y, kind[0](r), box=None, batch_size=7)
+    assert torch.equal(found[sure], expected[sure])
+
+def test_misread_samples_are_not_robust():
+    x, y, model = made_up()
+    wrong = ~correct(model, x, y)
+    assert wrong.any()
+    for U in (Linf(0.), Linf(0.5), L2(3.), L1(3.)): assert not robust_correct(model, x, y, U)[wrong].any()
+
+@pytest.mark.parametrize("hits, n", [(0, 1), (1, 1), (17, 20), (9909, 10_000)])
+def test_wilson(hits, n):
+    from scipy.stats import binomtest
+    reference = binomtest(hits, n).proportion_ci(method="wilson")
+    assert wilson(hits, n, 1.959963985) == pytest.approx((reference.low, reference.high), abs=1e-9)
+
+# Collections
+
+@pytest.fixture(scope="module")
+def A(net, digits): return AdversarialCollection.build(net, digits.x, digits.y, [Linf(0.2), L2(2.)])
+
+def test_members_are_found_again_one_by_one(A, net, digits):
+    assert len(A) and not A.correct(net).any()
+    for k in range(min(5, len(A))):
+        U = (Linf, L2)[A.norm[k]](A.radius[k].item())
+        z = perturb(net, digits.x[A.index[[k]]], A.y[[k]], U)
+        torch.testing.assert_close(z, A.x[[k]], rtol=0, atol=1e-5)
+
+def test_every_flipped_sample_is_a_member(A, net, digits):
+    flipped = correct(net, digits.x, digits.y) & ~correct(net, perturb(net, digits.x, digits.y, Linf(0.2)), digits.y)
+    assert A.index[A.norm == 0].tolist() == flipped.nonzero()[:, 0].tolist()
+
+def test_candidates_that_a_last_bit_saves_are_struck_off():
+    "A net whose logits depend on the batch: what counts is what `correct` says of the collection"
+    class Fickle(torch.nn.Module):
+        def __init__(self): super().__init__(); self.bias = torch.nn.Parameter(torch.zeros(1))
+        def forward(self, x):
+            z = x.flatten(1)[:, :1] - 0.5 + self.bias
+            return torch.cat([z, -z], 1) * (1 if len(x) % 2 == 0 else -1)
+    x, y = torch.full((7, 2), 0.9), torch.zeros(7, dtype=torch.int64)
+    y[3:] = 1
+    A = AdversarialCollection.build(Fickle(), x, y, [Linf(0.1), Linf(0.6)], batch_size=4)
+    assert not len(A) or not A.correct(Fickle()).any()
+
+def test_collection_keeps_float32(A, net, tmp_path):
+    double = AdversarialCollection.build(pretrained().double(), load("mnist5k", device="cpu").test.x[:20].double(), load("mnist5k", device="cpu").test.y[:20], [Linf(0.3)])
+    double.save(tmp_path/"a")
+    assert AdversarialCollection.load(tmp_path/"a").x.dtype == torch.float32
+
+@FEW
+@given(data=st.data())
+def test_damaged_files_are_refused(A, data, tmp_path_factory):
+    "A file that was cut or changed anywhere raises ValueError, or still holds a valid collection; nothing else happens"
+    folder = tmp_path_factory.getbasetemp()
+    A.save(folder/"whole")
+    raw = bytearray((folder/"whole").read_bytes())
+    head = 8 + int.from_bytes(raw[:8], "little")
+    at = data.draw(st.one_of(st.integers(0, head + 200), st.integers(0, len(raw) - 1)))
+    if data.draw(st.booleans()): raw = raw[:at]
+    else: raw[at] ^= data.draw(st.integers(1, 255))
+    (folder/"damaged").write_bytes(raw)
+    try: B = AdversarialCollection.load(folder/"damaged")
+    except ValueError as e: assert "is not a collection, or it is damaged" in str(e)
+    else: assert len(B) == len(A) and B.x.dtype == torch.float32 and B.x.isfinite().all()
+
+def test_a_failed_save_keeps_the_old_file(A, tmp_path, monkeypatch):
+    A.save(tmp_path/"a")
+    old = (tmp_path/"a").read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *a: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"): A.save(tmp_path/"a")
+    assert (tmp_path/"a").read_bytes() == old and [p.name for p in tmp_path.iterdir()] == ["a"]
+
+def test_a_set_of_ones_own_is_known_by_its_class(net, digits, tmp_path):
+    class Half(Linf):
+        def __repr__(self): return f"Half({self.radius}, 0.5)"
+    A = AdversarialCollection.build(net, digits.x[:20], digits.y[:20], [Half(0.3)])
+    A.save(tmp_path/"a")
+    assert AdversarialCollection.load(tmp_path/"a").sets == ["Half(0.3, 0.5)"]
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_another_device(A, digits):
+    net = pretrained("baseline", "cuda")
+    assert A.correct(net).device.type == "cpu"
+    B = AdversarialCollection.build(net, digits.x.cuda(), digits.y.cuda(), [Linf(0.2)])
+    assert B.x.device.type == "cpu" and B.accuracy(net) == 0
+    assert accuracy_curve(net, digits.x.cuda(), digits.y.cuda(), Linf(0.), [0, 0.1]).device.type == "cpu"
+
+# Plots
+
+def test_importing_plots_changes_nothing():
+    code = ("import matplotlib; matplotlib.use('svg'); import matplotlib.pyplot as plt; plt.show = lambda *a, **k: 1/0\n"
+            "rc = dict(matplotlib.rcParams); import robust_nb.plots\n"
+            "assert matplotlib.get_backend() == 'svg' and not plt.get_fignums() and rc == dict(matplotlib.rcParams)")
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert r.returncode == 0, r.stderr
+
+def test_evaluation_needs_no_matplotlib():
+    r = subprocess.run([sys.executable, "-c", "import sys, robust_nb.evaluation as e; assert 'matplotlib' not in sys.modules"], capture_output=True, text=True, cwd=ROOT)
+    assert r.returncode == 0, r.stderr
+
+@pytest.fixture
+def plots():
+    matplotlib.use("Agg")
+    import robust_nb.plots as p
+    yield p
+    p.plt.close("all")
+
+def test_pairs_ring_what_changed(plots, digits):
+    x = digits.x[:4]
+    z = x.clone()
+    z[1, 0, 3, 20] = 1 - z[1, 0, 3, 20]
+    z[2, 0, :2, :2] += 0.5
+    z[3] += 0.1
+    fig = plots.plot_pairs(x, z, list("abcd"))
+    assert [[p.center for p in ax.patches] for ax in fig.axes] == [[], [], [], [], [], [(20, 3)], [(0, 0), (1, 0), (0, 1), (1, 1)], []]
+    assert [ax.get_title() for ax in fig.axes[:4]] == list("abcd")
+
+def test_saved_figures_are_whole(plots, digits, tmp_path):
+    "Nothing is cut off in a file, which has no tight bounding box"
+    figs = [plots.plot_pairs(digits.x[:10], digits.x[:10], ["7 → 3"] * 10), plots.plot_curves({"linf": ([0, 0.1], [1, 0.5])}).figure,
+            plots.plot_history([dict(epoch=k, loss=1., accuracy=0.5, test_accuracy=0.5) for k in (1, 2)]).figure]
+    for fig in figs:
+        fig.savefig(tmp_path/"f.png", dpi=100)
+        box, r = fig.bbox, fig.canvas.get_renderer()
+        for ax in fig.axes:
+            texts = [*ax.texts, ax.title, *([ax.xaxis.label, ax.yaxis.label] if ax.axison else []), *(ax.get_legend().get_texts() if ax.get_legend() else [])]
+            for t in texts:
+                b = t.get_window_extent(r)
+                assert not t.get_text() or box.x0 - 1 <= b.x0 and b.x1 <= box.x1 + 1 and box.y0 - 1 <= b.y0 and b.y1 <= box.y1 + 1, (t.get_text(), b)
+
+def test_curves_take_what_reproduce_gives(plots):
+    ax = plots.plot_curves({"baseline": ([0, 0.1], [0.9, 0.2]), "other": (torch.tensor([0., 0.1]), torch.tensor([0.9, 0.5]))}, xlabel="ε")
+    assert ax.get_xlabel() == "ε" and [l.get_label() for l in ax.get_lines()] == ["baseline", "other"]
+    assert ax.get_lines()[1].get_ydata() == pytest.approx([90, 50]) and ax.get_lines()[1].get_color() not in plots.COLOURS.values()
+
+# The benchmark
+
+def test_benchmark_runs():
+    r = subprocess.run([sys.executable, "benchmarks/curve.py", "--samples", "30", "--radii", "3", "--repetitions", "2"], capture_output=True, text=True,
+                       cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
+    assert r.returncode == 0 and "separate ÷ curve" in r.stdout, r.stdout + r.stderr
