@@ -190,7 +190,7 @@ class AdversarialCollection:
         text = ", ".join(f"{n} by {s}" for s, n in zip(self.sets, counts))
         return f"AdversarialCollection({len(self)} members: {text}; recipe {self.recipe})"
 
-# %% ../nbs/library/05_evaluation.ipynb #35d5e3cd
+# %% ../nbs/library/05_evaluation.ipynb #6f6f4782
 _TENSORS = dict(x=torch.float32, y=torch.int64, index=torch.int64, norm=torch.int64, radius=torch.float32)
 
 def _must(ok, what):
@@ -212,6 +212,7 @@ def _validate(self:AdversarialCollection):
     self._validate_sets()
     self._validate_members()
 
+# %% ../nbs/library/05_evaluation.ipynb #5f693451
 @patch
 def _validate_sets(self:AdversarialCollection):
     _must(isinstance(self.sets, list) and self.sets, f"sets must be a list such as ['Linf(0.1)'], got {self.sets!r}")

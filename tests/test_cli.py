@@ -132,7 +132,9 @@ def test_ctrl_c(tmp_path, say, monkeypatch, caplog, digits):
     "A real signal ends with 130 and one line; the same command goes on"
     argv = ['reproduce', 'mnist', '--epochs', '3', '--device', 'cpu', '--out', str(tmp_path/'out')]
     with open(tmp_path/'err', 'w+') as err:
-        p = subprocess.Popen([*COMMAND, *argv], env=ENV, stdout=subprocess.DEVNULL, stderr=err)
+        old = signal.signal(signal.SIGINT, signal.default_int_handler)    # a child inherits it where it is ignored, as in a background job
+        try: p = subprocess.Popen([*COMMAND, *argv], env=ENV, stdout=subprocess.DEVNULL, stderr=err)
+        finally: signal.signal(signal.SIGINT, old)
         begun, limit = tmp_path/'out'/'.baseline-0'/'last.pt', time.time() + 120
         while not begun.is_file() and p.poll() is None and time.time() < limit: time.sleep(0.02)
         p.send_signal(signal.SIGINT)

@@ -78,7 +78,7 @@ def test_model_is_left_as_it_was():
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 def test_curve_holds_one_batch():
-    "On 10,000 images of CIFAR's size and 16 radii: all gradients, or all perturbed images, would be 123 MB"
+    "On 4,000 images of CIFAR's size and 16 radii: all gradients, or all perturbed images, would be 49 MB"
     code = """
 import resource, torch
 from robust_nb.evaluation import accuracy_curve
@@ -86,7 +86,7 @@ from robust_nb.models import Linear
 from robust_nb.uncertainty import Linf
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 torch.manual_seed(0)
-x, y, model = torch.rand(10_000, 3, 32, 32), torch.randint(10, (10_000,)), Linear(3072)
+x, y, model = torch.rand(4000, 3, 32, 32), torch.randint(10, (4000,)), Linear(3072)
 accuracy_curve(model, x[:400], y[:400], Linf(0.), [0.1, 0.2])
 before = peak()
 accuracy_curve(model, x, y, Linf(0.), [k / 50 for k in range(16)], monotone=True)
@@ -96,7 +96,7 @@ print(peak() - before)
     env = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}    # what is freed goes back at once, so the peak is what is held
     r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=ROOT)
     assert r.returncode == 0, r.stderr
-    assert float(r.stdout) / (1024 if sys.platform == "darwin" else 1) < 30, f"{r.stdout} MB more than for two batches"
+    assert float(r.stdout) / (1024 if sys.platform == "darwin" else 1) < 25, f"{r.stdout} MB more than for two batches"
 
 # Under attack
 
