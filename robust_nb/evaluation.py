@@ -6,7 +6,7 @@
 __all__ = ['correct', 'accuracy', 'wilson', 'robust_correct', 'robust_accuracy', 'accuracy_curve', 'AdversarialCollection',
            'weights_digest']
 
-# %% ../nbs/library/05_evaluation.ipynb #2e26c85f
+# %% ../nbs/library/05_evaluation.ipynb #a64a4ab9
 import hashlib, json, math, numbers, re
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from .checkpoint import write_atomically
 from .models import RECIPES
-from .perturbation import check_labels, check_logits, in_mode, log_odds, perturb, value_and_gradient
+from .perturbation import check_labels, check_logits, in_mode, log_odds, perturb, shift, value_and_gradient
 from .uncertainty import UncertaintySet, check_batch, check_box, check_inside
 
 # %% ../nbs/library/05_evaluation.ipynb #b4e169bd
@@ -116,7 +116,7 @@ def _check_set(U, n):
     if isinstance(U.radius, torch.Tensor) and len(U.radius) != n:
         raise ValueError(f"U has {len(U.radius)} radii, one per sample, but there are {n} samples")
 
-# %% ../nbs/library/05_evaluation.ipynb #be45252c
+# %% ../nbs/library/05_evaluation.ipynb #fa0ea361
 def accuracy_curve(
     model,            # maps x to logits of shape (n, K)
     x,                # samples, shape (n, ...)
@@ -152,10 +152,12 @@ def _one_step(model, x, y, sets, box, loss):
         clean.append(logits.detach().argmax(1) == y)    # the pass that the gradient needs anyway
         return loss(logits, y)
     _, grad = value_and_gradient(model, x, y, watched)
+    wide = torch.promote_types(x.dtype, torch.float32)    # half precision is rounded after the step, as `perturb` does
+    g, start = grad.to(wide), x.to(wide)
     def hits(S):
         if S.radius == 0: return clean[0]
-        z = x + S.steepest_ascent(grad, x, box, check=False)
-        return _logits(model, z if box is None else z.clamp(*box)).argmax(1) == y
+        z = shift(x, S.steepest_ascent(g, start, box, check=False), box)
+        return _logits(model, z).argmax(1) == y
     return torch.stack([clean[0], *map(hits, sets)])
 
 # %% ../nbs/library/05_evaluation.ipynb #a983d418
