@@ -156,7 +156,7 @@ def save_net(
     meta = dict(format="robust_nb net", net=kind, recipe=net.recipe, about=about)
     write_atomically(path, to_bytes(weights, metadata=meta))
 
-# %% ../nbs/library/04_models.ipynb #952a0978
+# %% ../nbs/library/04_models.ipynb #25d8eff2
 def _read(path):
     "Metadata and tensors of a safetensors file"
     if not path.is_file(): raise FileNotFoundError(f"there is no net at {path}")
@@ -180,7 +180,7 @@ def load_net(
         net.load_state_dict(state)
         net.about = json.loads(meta["about"])
     except (KeyError, ValueError, RuntimeError) as e: raise ValueError(f"{path} does not fit {kind}: {e}") from None
-    return net.to(device, memory_format=torch.channels_last).eval()     # what convolutions want
+    return net.to(device).eval()
 
 # %% ../nbs/library/04_models.ipynb #1f4fb512
 PRETRAINED = ("baseline", "linf", "l2", "l1")

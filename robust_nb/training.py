@@ -252,7 +252,7 @@ def _splits(data, device):
     if not len(train): raise ValueError("data has no training samples")
     return train.to(device), None if test is None or not len(test) else test.to(device)
 
-# %% ../nbs/library/07_training.ipynb #ffc8375a
+# %% ../nbs/library/07_training.ipynb #5df86f7a
 def _check_types(model, objective):
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -263,12 +263,14 @@ def _check_types(model, objective):
 
 @contextlib.contextmanager
 def _as_found(model, generators):
-    "After the block the modes of all modules and the random number generators are as they were"
+    "After the block the modes of all modules, the layout of weights and the random number generators are as they were"
+    plain = [p for p in model.parameters() if p.is_contiguous()]
     modes, states = [(m, m.training) for m in model.modules()], [g.get_state() for g in generators]
     if not model.training: model.train()         # else its modules know best: a frozen BatchNorm stays frozen
     try: yield
     finally:
         for m, mode in modes: m.training = mode
+        for p in plain: p.data = p.data.contiguous()      # not left as `channels_last`, which refuses `view`
         for g, s in zip(generators, states): g.set_state(s)
 
 # %% ../nbs/library/07_training.ipynb #1abfadac

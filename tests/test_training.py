@@ -439,3 +439,10 @@ def test_bad_arguments(kw, error, says):
 
 def test_inside_no_grad():
     with torch.no_grad(), pytest.raises(ValueError, match="inside torch.no_grad"): train()
+
+def test_weights_keep_their_layout():
+    "`fit` works in channels_last where that is faster, but the model comes back in the layout that it had: `view` works on its weights"
+    net = MNISTNet()
+    fit(net, Split(torch.rand(20, 1, 28, 28), torch.arange(20) % 10), Standard(), epochs=1, device="cpu", progress=False)
+    assert all(p.is_contiguous() for p in net.parameters())
+    torch.nn.utils.parameters_to_vector(net.parameters())
