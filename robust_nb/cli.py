@@ -169,7 +169,7 @@ examples:
   robust_train --set l2 --radius 1 --out l2.safetensors
   robust_evaluate net.safetensors                   how robust is it?"""
 
-# %% ../nbs/library/10_cli.ipynb #4baecfcd
+# %% ../nbs/library/10_cli.ipynb #1a32e895
 def robust_evaluate(
     argv=None, # arguments as a list of strings; default: those of the process
 ):
@@ -203,6 +203,8 @@ def _evaluate(a):
     U = SETS[recipe][a.set]
     sets = [U.with_radius(r) for r in a.radius or [k * U.radius for k in (1, 2, 4)]]
     d = _load(a, recipe)
+    if a.out and Path(a.out).resolve() in {Path(f).resolve() for f in (a.net, a.collection) if f}:
+        raise ValueError(f"out must not be a file that is read, got {a.out}")
     if a.out: _check_file(Path(a.out))
     x, y, net = d.test.x, d.test.y, net.to(d.test.x.device)
     solver, rows = dict(steps=a.steps, box=d.box), {"clean": accuracy(net, x, y)}

@@ -7,7 +7,7 @@ import torch
 from robust_nb import checkpoint, cli, reproduce
 from robust_nb.data import load
 from robust_nb.evaluation import AdversarialCollection, correct
-from robust_nb.models import load_net
+from robust_nb.models import MNISTNet, load_net, save_net
 from checkout import ROOT
 
 COMMAND = [sys.executable, '-m', 'robust_nb']
@@ -239,3 +239,11 @@ def test_readme_commands_exist():
     cfg = ConfigParser(delimiters=['=']); cfg.read(ROOT/'settings.ini', encoding='utf-8')
     scripts = {o.partition('=')[0] for o in cfg['DEFAULT']['console_scripts'].split()}
     assert set(re.findall(r'\b(robust_(?:train|evaluate|reproduce)\w*)', README)) <= scripts
+
+
+def test_evaluate_does_not_overwrite_what_it_reads(tmp_path, capsys):
+    net = tmp_path/"my.safetensors"
+    save_net(MNISTNet(), net)
+    before = net.read_bytes()
+    assert cli.robust_evaluate([str(net), "--radius", "0", "--out", str(net)]) == 2
+    assert "out must not be a file that is read" in capsys.readouterr().err and net.read_bytes() == before
