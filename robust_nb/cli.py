@@ -169,7 +169,7 @@ examples:
   robust_train --set l2 --radius 1 --out l2.safetensors
   robust_evaluate net.safetensors                   how robust is it?"""
 
-# %% ../nbs/library/10_cli.ipynb #1a32e895
+# %% ../nbs/library/10_cli.ipynb #9a3f5305
 def robust_evaluate(
     argv=None, # arguments as a list of strings; default: those of the process
 ):
@@ -181,6 +181,7 @@ def robust_evaluate(
     _output_options(p, None, "file for the numbers, as JSON")
     return _run(p, _evaluate, argv, "stopped")
 
+# %% ../nbs/library/10_cli.ipynb #f669bb9b
 def _attack_options(p):
     g = p.add_argument_group("attack")
     g.add_argument("--set", choices=tuple(SETS["pixel"]), default="linf",
@@ -194,6 +195,7 @@ def _attack_options(p):
     g.add_argument("--collection", metavar="FILE",
                    help="also measure on this collection of adversarial examples, such as out/mnist/A-0.safetensors")
 
+# %% ../nbs/library/10_cli.ipynb #e4a430c5
 def _evaluate(a):
     net = pretrained(a.net) if a.net in PRETRAINED else load_net(a.net)
     recipe, A = net.recipe, AdversarialCollection.load(a.collection) if a.collection else None
@@ -216,6 +218,7 @@ def _evaluate(a):
     said = dict(net=a.net, data=d.name, split="test", n=len(y), recipe=recipe, accuracy=rows)
     if a.out: write_atomically(a.out, (json.dumps(said, indent=1) + "\n").encode())
 
+# %% ../nbs/library/10_cli.ipynb #2dc5c75b
 EVALUATE = """\
 Measures a net on test images: clean, under attack (each image perturbed
 against this net within a ball), and on a collection of adversarial examples

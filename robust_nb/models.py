@@ -156,7 +156,7 @@ def save_net(
     meta = dict(format="robust_nb net", net=kind, recipe=net.recipe, about=about)
     write_atomically(path, to_bytes(weights, metadata=meta))
 
-# %% ../nbs/library/04_models.ipynb #25d8eff2
+# %% ../nbs/library/04_models.ipynb #28f866e5
 def _read(path):
     "Metadata and tensors of a safetensors file"
     if not path.is_file(): raise FileNotFoundError(f"there is no net at {path}")
@@ -176,7 +176,7 @@ def load_net(
     if meta.get("format") != "robust_nb net" or kind not in NETS:
         raise ValueError(f"{path} does not hold a net that robust_nb saved")
     try:
-        net = NETS[kind](meta["recipe"])
+        with torch.random.fork_rng(devices=[]): net = NETS[kind](meta["recipe"])   # first weights are drawn, then replaced
         net.load_state_dict(state)
         net.about = json.loads(meta["about"])
     except (KeyError, ValueError, RuntimeError) as e: raise ValueError(f"{path} does not fit {kind}: {e}") from None

@@ -372,3 +372,10 @@ def test_loads_are_independent():
     a.test.x.zero_(); a.train.y.zero_()
     b = load("mnist5k", device="cpu")
     assert b.test.digest() == digest and b.train.y.max() == 9
+
+def test_loading_a_net_draws_no_random_numbers():
+    torch.manual_seed(1)
+    a = torch.rand(3)
+    torch.manual_seed(1)
+    pretrained("linf")
+    assert torch.equal(a, torch.rand(3))
