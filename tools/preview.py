@@ -15,7 +15,7 @@ from readme import need_install
 
 # Pages that show no picture, each with the reason
 NO_PICTURE = {
-    'library/06_checkpoint.ipynb': 'writes and reads files',
+    'library/03_checkpoint.ipynb': 'writes and reads files',
     'library/10_cli.ipynb': 'lists commands',
 }
 ROOT = Path(__file__).resolve().parents[1]
