@@ -32,7 +32,7 @@ def _amount(name, value):
     if not 0 <= value < math.inf: raise ValueError(f"{name} must be finite and at least 0, got {value}")
     return float(value)
 
-# %% ../nbs/library/11_programs.ipynb #ed37b053
+# %% ../nbs/library/11_programs.ipynb #06b9962e
 class Solution(NamedTuple):
     "The solution of a program in x"
     x: np.ndarray  # the minimiser, shape (n,)
@@ -46,7 +46,9 @@ def _solve(objective, constraints=()):
     "(minimum, status) by Clarabel; `ValueError` where there is none, `RuntimeError` where the solver gives up"
     problem = cp.Problem(cp.Minimize(objective), list(constraints))
     try: problem.solve(solver=cp.CLARABEL)
-    except cp.SolverError as e: raise RuntimeError(f"the solver failed; try data of similar sizes: {e}") from e
+    except cp.SolverError:  # rare, near infeasible programs; the data as they are then help
+        try: problem.solve(solver=cp.CLARABEL, equilibrate_enable=False)
+        except cp.SolverError as e: raise RuntimeError("the solver failed; try data of similar sizes") from e
     status = problem.status.removesuffix("_inaccurate")
     if status in _MEANING: raise ValueError(f"the program is {status}: {_MEANING[status]}")
     if status != "optimal": raise RuntimeError(f"the solver stopped with status {status}; try data of similar sizes")
