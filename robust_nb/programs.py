@@ -12,11 +12,10 @@ from typing import NamedTuple
 import cvxpy as cp
 import numpy as np
 
-# %% ../nbs/library/11_programs.ipynb #4539630b
+# %% ../nbs/library/11_programs.ipynb #6cd3e6e6
 def _array(name, a, *shape):
     "`a` as a finite float64 array of `shape`, in which None stands for any size"
-    if np.iscomplexobj(a): raise TypeError(f"{name} must hold real numbers, got complex ones")
-    try: a = np.asarray(a, dtype=float)
+    try: a = np.asarray(a).astype(float, casting="same_kind")  # not text, not complex numbers
     except (TypeError, ValueError): raise TypeError(f"{name} must hold real numbers, got {type(a).__name__}") from None
     if len(a.shape) != len(shape) or any(n == 0 or want not in (None, n) for n, want in zip(a.shape, shape)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
