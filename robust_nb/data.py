@@ -56,9 +56,9 @@ class Split:
     def to(self, device): return Split(self.x.to(device), self.y.to(device))
 
 # %% ../nbs/library/04_data.ipynb #e9174f18
-def _positive(name, n):
-    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, got {n!r}")
+def _check_count(name, n, least=1):
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {n!r}")
 
 @patch
 def batches(self:Split,
@@ -67,7 +67,7 @@ def batches(self:Split,
     generator=None, # `torch.Generator` on the CPU; None: PyTorch's global one
 ):
     "Yields (x, y, index) with `index` the samples' places in this split"
-    _positive("batch_size", batch_size)
+    _check_count("batch_size", batch_size)
     order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
     return ((self.x[i], self.y[i], i) for i in order.to(self.x.device).split(batch_size) if len(i))
 
@@ -87,10 +87,10 @@ class Data:
     train: Split
     test: Split
     classes: list           # names of the K classes
-    recipe: str = "pixel"   # "pixel": images in [0, 1]; "paper": padded and standardised
+    recipe: str = "pixel"   # "pixel": images in pixel values; "paper": padded and standardised
     box: tuple = (0., 1.)   # the range of x, or None where there is no box
-    mean: float = 0.        # of the training images in pixels of [0, 1]; used by the "paper" recipe
-    std: float = 1.         # one unit of x in pixels of [0, 1]
+    mean: float = 0.        # of the training images in pixel values; used by the "paper" recipe
+    std: float = 1.         # one unit of x in pixel values
 
     def to(self, device): return replace(self, train=self.train.to(device), test=self.test.to(device))
 
@@ -179,11 +179,11 @@ def load(
     size:int=None,    # of a folder's images: resize them to squares of this side, in pixels
     download=False,   # fetch missing torchvision files into `root`
 ):
-    "The data set `name`, images in [0, 1]. Raises `FileNotFoundError` with the remedy where files are missing."
+    "The data set `name`, images in pixel values. Raises `FileNotFoundError` with the remedy where files are missing."
     known = name in ("mnist5k", "mnist", "cifar10")
     if not known and not (isinstance(name, (str, os.PathLike)) and Path(name).expanduser().is_dir()):
         raise ValueError(f"name must be 'mnist5k', 'mnist', 'cifar10' or an existing folder, got {str(name)!r}")
-    if size is not None: _positive("size", size)
+    if size is not None: _check_count("size", size)
     if size is not None and known: raise ValueError(f"size is for a folder of images; those of {name} keep theirs")
     device, root = pick_device(device), Path(root or os.environ.get("ROBUST_NB_DATA") or "data").expanduser()
     if name == "mnist5k": parts = _mnist5k()
@@ -203,13 +203,13 @@ def _standardised(s, pad):
     return Split((x - mean) / std, s.y), mean, std
 
 def standardise(
-    data:Data, # images in [0, 1], shape (n, channels, height, width)
+    data:Data, # images in pixel values, shape (n, channels, height, width)
     pad=2,     # pixels of zeros on each side, before the mean is taken
 ):
     "The `paper` recipe: padded images minus their mean, over their deviation; each split by its own; no box"
     if data.recipe != "pixel": raise ValueError(f"data is standardised already: its recipe is {data.recipe!r}")
     shape = tuple(data.train.x.shape[1:])
     if len(shape) != 3: raise ValueError(f"data must hold images of shape (channels, height, width), got {shape}")
-    if pad: _positive("pad", pad)
+    _check_count("pad", pad, least=0)
     (train, mean, std), (test, *_) = _standardised(data.train, pad), _standardised(data.test, pad)
     return replace(data, train=train, test=test, recipe="paper", box=None, mean=mean, std=std)
