@@ -6,6 +6,7 @@
 __all__ = ['COLOURS', 'LABELS', 'MARKERS', 'OTHERS', 'WIDTH', 'show_images', 'plot_pairs', 'plot_curves', 'plot_history']
 
 # %% ../nbs/library/08_plots.ipynb #1b85b6c6
+import math, numbers
 from itertools import cycle
 import matplotlib.pyplot as plt
 import torch
@@ -22,16 +23,28 @@ OTHERS = ("#7b3294", "#4d7c0f", "#8a8a8a")                                      
 # %% ../nbs/library/08_plots.ipynb #3e3fb3e9
 WIDTH = 5.4    # of a grid, in inches: shown 390 pixels wide, on a phone, text of 9 points is still 9 pixels high
 
+def _is_number(v): return isinstance(v, numbers.Real) and not isinstance(v, bool) and math.isfinite(v)
+
 def _check_images(name, x, limits):
     check_batch(name, x)
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
         raise ValueError(f"{name} must have shape (n, 1 or 3, height, width) with n at least 1, got {tuple(x.shape)}")
-    lo, hi = limits
-    if not lo < hi: raise ValueError(f"limits must be a pair (lo, hi) with lo < hi, got {limits}")
+    pair = isinstance(limits, (tuple, list)) and len(limits) == 2 and all(map(_is_number, limits))
+    if not pair or not limits[0] < limits[1]:
+        raise ValueError(f"limits must be a pair (lo, hi) of numbers with lo < hi, got {limits!r}")
 
 def _check_titles(titles, n):
-    if titles is not None and (isinstance(titles, str) or len(titles) != n):
-        raise ValueError(f"titles must hold {n} texts, one per image, got {titles!r}")
+    if titles is not None and (not isinstance(titles, (list, tuple)) or len(titles) != n):
+        raise ValueError(f"titles must be a list of {n} texts, one per image, got {titles!r}")
+
+def _check_count(name, k, least):
+    if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < least:
+        raise ValueError(f"{name} must be an integer of at least {least}, got {k!r}")
+
+def _axes(ax, size):
+    if ax is None: return plt.subplots(figsize=size, layout="constrained")[1]
+    if isinstance(ax, plt.Axes): return ax
+    raise TypeError(f"ax must be axes of matplotlib, or None for new ones, got {type(ax).__name__}")
 
 # %% ../nbs/library/08_plots.ipynb #83342799
 def show_images(
@@ -44,8 +57,9 @@ def show_images(
     "A grid of images, all on the same scale; returns the figure. Raises errors for what is not a batch of images."
     _check_images("x", x, limits)
     _check_titles(titles, len(x))
-    if isinstance(columns, bool) or not isinstance(columns, int) or columns < 1:
-        raise ValueError(f"columns must be an integer of at least 1, got {columns!r}")
+    _check_count("columns", columns, 1)
+    if size is not None and not (_is_number(size) and size > 0):
+        raise ValueError(f"size must be a number of inches above 0, or None, got {size!r}")
     columns = min(columns, len(x))
     rows, side = -(-len(x) // columns), size or min(1., WIDTH / columns)
     height = side + 0.2 * (titles is not None)
@@ -78,6 +92,7 @@ def plot_pairs(
         raise ValueError(f"after must have the same shape as before, {tuple(before.shape)}, got {tuple(after.shape)}")
     n = len(before)
     _check_titles(titles, n)
+    _check_count("rings", rings, 0)
     above = None if titles is None else [*titles, *[""] * n]
     fig = show_images(torch.cat([before, after.to(before)]), above, columns=n, limits=limits)
     for k, ax in enumerate(fig.axes[n:]):
@@ -93,13 +108,13 @@ def plot_pairs(
 def plot_curves(
     curves:dict,     # name of a net -> (radii, accuracies in 0 … 1), of equal length
     ax=None,         # axes to draw on; None for a new figure
-    xlabel="radius r of the ℓ∞ ball, in pixels of [0, 1]",
+    xlabel="radius r of the ℓ∞ ball, in pixel values",
     ylabel="accuracy under one step, %",
 ):
     "Accuracy against radius, a line per net; returns the axes. Raises `ValueError` for what is no such curve."
-    curves = {name: _curve(name, *pair) for name, pair in curves.items()}
-    if not curves: raise ValueError("curves must hold at least one curve")
-    if ax is None: _, ax = plt.subplots(figsize=(5, 3.2), layout="constrained")
+    if not isinstance(curves, dict) or not curves:
+        raise ValueError(f"curves must be a dict with at least one curve, name -> (radii, accuracies), got {curves!r}")
+    curves, ax = {name: _curve(name, pair) for name, pair in curves.items()}, _axes(ax, (5, 3.2))
     others = cycle(zip(OTHERS, "vPX"))
     for name, (radii, acc) in curves.items():
         colour, marker = (COLOURS[name], MARKERS[name]) if name in COLOURS else next(others)
@@ -109,31 +124,43 @@ def plot_curves(
     ax.legend(fontsize=9)
     return ax
 
-def _curve(name, radii, acc):
-    radii, acc = [float(r) for r in radii], [float(a) for a in acc]
-    if len(radii) != len(acc): raise ValueError(f"curves: {name} has {len(radii)} radii but {len(acc)} accuracies")
+# %% ../nbs/library/08_plots.ipynb #b52e79df
+def _curve(name, pair):
+    try: radii, acc = ([float(v) for v in column] for column in pair)
+    except (TypeError, ValueError):
+        raise ValueError(f"curves: {name} must be a pair (radii, accuracies) of lists of numbers") from None
+    if not radii or len(radii) != len(acc):
+        raise ValueError(f"curves: {name} must have as many accuracies as radii, at least one, got {len(acc)} and {len(radii)}")
+    if not all(map(math.isfinite, radii)): raise ValueError(f"curves: the radii of {name} must be finite, got {radii}")
     if not all(0 <= a <= 1 for a in acc):
-        raise ValueError(f"curves: the accuracies of {name} must lie in 0 … 1, got {min(acc)} to {max(acc)}")
+        raise ValueError(f"curves: the accuracies of {name} must lie in 0 … 1, got {min(acc):g} to {max(acc):g}")
     return radii, acc
 
 # %% ../nbs/library/08_plots.ipynb #53b83fd7
 def plot_history(
-    history,  # what `fit` returned: a row per epoch
+    history,  # what `fit` returned: a row per epoch, which is one pass over the training samples
     ax=None,  # axes to draw the loss on, the accuracy goes on a twin of them; None for a new figure
 ):
     "Loss and accuracy against epochs; returns the axes of the loss. Raises `ValueError` for an empty history."
-    if not len(history): raise ValueError("history must hold at least one epoch")
-    column = lambda name: [row[name] for row in history]
-    if ax is None: _, ax = plt.subplots(figsize=(5, 3.3), layout="constrained")
-    right, epochs, style = ax.twinx(), column("epoch"), dict(marker="o", ms=3)
-    ax.plot(epochs, column("loss"), color="black", label="loss", **style)
+    _check_history(history)
+    ax, style = _axes(ax, (5, 3.3)), dict(marker="o", ms=3)
+    right = ax.twinx()
+    ax.plot([row["epoch"] for row in history], [row["loss"] for row in history], color="black", label="loss", **style)
     for name, line, samples in (("accuracy", "-", "samples trained on"), ("test_accuracy", "--", "clean test samples")):
-        if name not in history[0]: continue
-        label, percent = f"accuracy, {samples}", [100 * a for a in column(name)]
-        right.plot(epochs, percent, line, color=OTHERS[0], label=label, **style)
+        points = [(row["epoch"], 100 * row[name]) for row in history if name in row]
+        if points: right.plot(*zip(*points), line, color=OTHERS[0], label=f"accuracy, {samples}", **style)
     ax.set(xlabel="epoch", ylabel="loss", ylim=(0, None))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set_ylabel("accuracy, %", color=OTHERS[0])
     lines = [*ax.get_lines(), *right.get_lines()]
     right.legend(handles=lines, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     return ax
+
+# %% ../nbs/library/08_plots.ipynb #f78cecc8
+def _check_history(history):
+    if not isinstance(history, (list, tuple)) or not len(history):
+        raise ValueError(f"history must hold at least one epoch, as what `fit` returns, got {history!r}")
+    for row in history:
+        wanted = ["epoch", "loss", *({"accuracy", "test_accuracy"} & set(row))] if isinstance(row, dict) else []
+        if not wanted or not all(isinstance(row.get(k), numbers.Real) for k in wanted):
+            raise ValueError(f"history must have numbers for epoch, loss and accuracies in each row, got {row!r}")

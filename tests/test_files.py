@@ -1,5 +1,5 @@
 "Files that are written, killed, damaged, foreign or missing: what does not belong on the pages of `data`, `models` and `checkpoint`"
-import contextlib, copy, io, os, pickle, random, signal, stat, subprocess, sys, tempfile, threading, urllib.error, urllib.request, zipfile
+import contextlib, copy, hashlib, io, os, pickle, random, signal, stat, subprocess, sys, tempfile, threading, urllib.error, urllib.request, zipfile
 from pathlib import Path
 import numpy as np
 import pytest
@@ -8,9 +8,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from checkout import ROOT
-from robust_nb.checkpoint import FORMAT, load_checkpoint, save_checkpoint, write_atomically
+from robust_nb.checkpoint import FORMAT, load_checkpoint, load_tensors, save_checkpoint, save_tensors, tensors_digest, write_atomically
 from robust_nb.data import Split, load
-from robust_nb.models import MEAN, PRETRAINED, STD, MLP, MNISTNet, load_net, pretrained, save_net
+from robust_nb.models import MEAN, PRETRAINED, STD, MLP, MNISTNet, load_net, pretrained, save_net, weights_digest
 
 posix = pytest.mark.skipif(os.name != "posix", reason="rights, signals and forks of POSIX")
 
@@ -145,8 +145,10 @@ def test_relative_and_odd_names(tmp_path, monkeypatch):
     for name in ("net", "a b/ℓ∞ 0.1 … é.bin", "." + "x" * 200, "é" * 100): write_atomically(name, name.encode()); assert Path(name).read_bytes() == name.encode()
     for wrong in ("", ".", "a b/"):
         with pytest.raises(OSError, match="cannot be written"): write_atomically(wrong, b"")
-    for wrong in (None, 3.5):
-        with pytest.raises(TypeError): write_atomically(wrong, b"")
+    for wrong in (None, 3.5, b"net", ["net"]):
+        for f in (lambda p: write_atomically(p, b""), load_checkpoint, lambda p: save_checkpoint(p, epoch=1), lambda p: load_tensors(p, "net"), lambda p: save_tensors(p, "net", {}),
+                  load_net, lambda p: save_net(MNISTNet(), p)):
+            with pytest.raises(TypeError, match="path must be text or a path object, got"): f(wrong)
     for wrong in ("text", [1], None):
         with pytest.raises(TypeError, match="data must be bytes"): write_atomically("net", wrong)
     assert Path("net").read_bytes() == b"net" and names(tmp_path/"a b") == ["ℓ∞ 0.1 … é.bin"]
@@ -215,6 +217,40 @@ def test_no_file_runs_code(tmp_path):
     assert sprung.exists(), "the trap itself works"
 
 
+# Tensors with a checksum
+
+TENSORS = dict(w=torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), n=torch.arange(7), half=torch.ones(3, dtype=torch.bfloat16), none=torch.zeros(0, 4), one=torch.tensor(2.5), yes=torch.tensor([True, False]))
+
+def test_tensors_come_back(tmp_path):
+    save_tensors(tmp_path/"t", "table", TENSORS, about="ℓ∞", more="")
+    tensors, texts = load_tensors(str(tmp_path/"t"), "table")
+    assert len(tensors) == len(TENSORS) and same({k: tensors[k] for k in TENSORS}, TENSORS)
+    assert texts == dict(about="ℓ∞", more="")
+    save_tensors(tmp_path/"t", "table", dict(a=torch.arange(12.).view(3, 4).t()))
+    assert torch.equal(load_tensors(tmp_path/"t", "table")[0]["a"], torch.arange(12.).view(3, 4).t())
+
+def test_every_change_is_noticed(tmp_path):
+    "Whatever byte changes, anywhere in the file: a ValueError, or all as it was (a byte of padding)"
+    save_tensors(tmp_path/"t", "table", TENSORS, about="ℓ∞")
+    whole, rng, refused = (tmp_path/"t").read_bytes(), random.Random(0), 0
+    for k in range(len(whole)):
+        raw = bytearray(whole)
+        raw[k] = rng.choice([b for b in range(256) if b != whole[k]])
+        (tmp_path/"t").write_bytes(raw)
+        try: tensors, texts = load_tensors(tmp_path/"t", "table")
+        except ValueError as e: refused += "is not a table, or it is damaged" in str(e)
+        else: assert same({k: tensors[k] for k in TENSORS}, TENSORS) and texts == dict(about="ℓ∞")
+    assert refused > 0.95 * len(whole)
+
+def test_digest_of_weights():
+    "Result files quote it: SHA-256 of names and bytes, in the order of the names"
+    for net in (MNISTNet(), MLP(5, 4, 3).double(), nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).bfloat16()):
+        h = hashlib.sha256()
+        for k, v in sorted(net.state_dict().items()): h.update(k.encode() + bytes(v.reshape(-1).view(torch.uint8).tolist()))
+        assert weights_digest(net) == tensors_digest(net.state_dict()) == h.hexdigest()
+    net = MNISTNet()
+    assert weights_digest(net) == weights_digest(copy.deepcopy(net).to(memory_format=torch.channels_last)) != weights_digest(MNISTNet())
+
 # Nets
 
 def plain_net():
@@ -249,6 +285,26 @@ def test_pickled_net_in_another_process(tmp_path):
 def test_pretrained(name):
     net = pretrained(name)
     assert net.recipe == "pixel" and not net.training and isinstance(net.about, dict) and all(p.isfinite().all() for p in net.parameters())
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
+@pytest.mark.parametrize("where", ["conv1.weight", "fc2.bias"])
+def test_weights_that_are_no_numbers(tmp_path, value, where):
+    "1e300 is a number in float64, not in the float32 of the file"
+    net = MNISTNet().double()
+    net.state_dict()[where].view(-1)[1] = value
+    with pytest.raises(ValueError, match=f"net must have finite weights, but there is NaN or infinity in {where}"): save_net(net, tmp_path/"net")
+    assert names(tmp_path) == []
+    weights = {k: v.float() for k, v in net.state_dict().items()}
+    save_tensors(tmp_path/"net", "net", weights, net="MNISTNet", recipe="pixel", about="{}")
+    with pytest.raises(ValueError, match=f"net does not fit MNISTNet: net must have finite weights, but there is NaN or infinity in {where}"): load_net(tmp_path/"net")
+
+def test_a_changed_weight_is_noticed(tmp_path):
+    save_net(MNISTNet(), tmp_path/"net")
+    whole = (tmp_path/"net").read_bytes()
+    for k in (-1, -1000, -len(whole) // 2):
+        raw = bytearray(whole); raw[k] ^= 1
+        (tmp_path/"net").write_bytes(raw)
+        with pytest.raises(ValueError, match="its SHA-256 is not that of what it holds"): load_net(tmp_path/"net")
 
 def test_net_that_is_cut_anywhere(tmp_path):
     save_net(MNISTNet(), tmp_path/"net")
