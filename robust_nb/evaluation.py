@@ -8,6 +8,7 @@ __all__ = ['correct', 'accuracy', 'wilson', 'robust_correct', 'robust_accuracy',
 
 # %% ../nbs/library/06_evaluation.ipynb #a64a4ab9
 import contextlib, json, math, numbers, re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 import torch
 from fastcore.basics import patch
@@ -262,14 +263,14 @@ def build(cls:AdversarialCollection,
     model,          # the net to fool: the baseline
     x,              # samples, shape (n, ...)
     y,              # their true labels, shape (n,)
-    sets,           # a set or a list of sets, with one radius each, such as [Linf(0.055), L2(0.55), L1(0.55)]
+    sets,           # a set or several, with one radius each, such as [Linf(0.055), L2(0.55), L1(0.55)]
     *,
     recipe="pixel", # "pixel" or "paper": the units of x
     box=(0., 1.),   # (lo, hi), or None
     batch_size=200, # samples per pass
 ):
     "One exact step (equation 14) from every correctly classified sample, by each set; those now wrong are members"
-    sets = list(sets) if isinstance(sets, (list, tuple)) else [sets]
+    sets = list(sets) if isinstance(sets, Iterable) else [sets]
     if not sets or not all(isinstance(S, UncertaintySet) and isinstance(S.radius, float) for S in sets):
         raise TypeError(f"sets must be one or more uncertainty sets with one radius each, got {sets}")
     start, parts = correct(model, x, y, batch_size).nonzero().squeeze(1), []

@@ -299,11 +299,11 @@ def test_collections_of_all_kinds(net, digits, tmp_path):
     A, again = (AdversarialCollection.build(net, x, y, sets, batch_size=size) for size in (200, 33))
     torch.testing.assert_close(again.x, A.x)
     half = copy.deepcopy(net).bfloat16()
-    halves = AdversarialCollection.build(half, x.bfloat16(), y, (Linf(0.2),))
+    halves = AdversarialCollection.build(half, x.bfloat16(), y, dict(linf=Linf(0.2)).values())
     assert halves.x.dtype == torch.float32 and not halves.correct(half).any()
     one = AdversarialCollection.build(net, x, y, Linf(0.2))
     assert one.sets == ["Linf(0.2)"] and torch.equal(one.x, AdversarialCollection.build(net, x, y, [Linf(0.2)]).x)
-    for wrong in ([], (), [Linf(torch.ones(60))], [0.1], 0.1, None, "Linf", Linf, {Linf(0.1)}):
+    for wrong in ([], (), [Linf(torch.ones(60))], [0.1], 0.1, None, "Linf", Linf):
         refused(AdversarialCollection.build, net, x, y, wrong, match="sets must be one or more uncertainty sets with one radius each")
     refused(AdversarialCollection.build, net, x[:9], y[:9], sets, recipe="other", match="recipe must be one of")
     refused(AdversarialCollection.build, net, 2 * x, y, sets, match="x must lie in box")
