@@ -52,8 +52,8 @@ def _types_named(model, x):
     except RuntimeError as e:
         weights = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
         if not weights or (x.dtype, x.device) in weights: raise
-        wanted = " or ".join(sorted(f"{t} on {d}" for t, d in weights))
-        raise TypeError(f"x must have the type and device of the model's weights, {wanted}, got {x.dtype} on {x.device}") from e
+        wanted, got = " or ".join(sorted(f"{t} on {d}" for t, d in weights)), f"{x.dtype} on {x.device}"
+        raise TypeError(f"x must have the type and device of the model's weights, {wanted}, got {got}") from e
 
 def _logits(model, x):
     with torch.no_grad(), _types_named(model, x): logits = model(x)

@@ -130,7 +130,8 @@ def _curve(name, pair):
     except (TypeError, ValueError):
         raise ValueError(f"curves: {name} must be a pair (radii, accuracies) of lists of numbers") from None
     if not radii or len(radii) != len(acc):
-        raise ValueError(f"curves: {name} must have as many accuracies as radii, at least one, got {len(acc)} and {len(radii)}")
+        got = f"{len(acc)} and {len(radii)}"
+        raise ValueError(f"curves: {name} must have as many accuracies as radii, at least one, got {got}")
     if not all(map(math.isfinite, radii)): raise ValueError(f"curves: the radii of {name} must be finite, got {radii}")
     if not all(0 <= a <= 1 for a in acc):
         raise ValueError(f"curves: the accuracies of {name} must lie in 0 … 1, got {min(acc):g} to {max(acc):g}")
