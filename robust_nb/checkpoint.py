@@ -138,7 +138,7 @@ def load_tensors(
     path,     # a file that `save_tensors` wrote
     what:str, # what it must hold
 ):
-    "(tensors, texts), as `save_tensors` had them. Raises `FileNotFoundError`, or `ValueError` for another or changed file."
+    "(tensors, texts), as `save_tensors` had them. Raises `FileNotFoundError`, or `ValueError` for other files."
     path = _path(path)
     if not path.is_file(): raise FileNotFoundError(f"there is no {what} at {path}")
     try: return _verified(path, what)

@@ -341,7 +341,7 @@ def mcnemar(
     second,      # and the second, on the same samples
     groups=None, # whose member each sample is, integers, shape (n,), such as `A.index`; None: each stands alone
 ):
-    "(b, c, p-value): groups of which the first net reads more, and fewer; McNemar's exact test that both are equally good"
+    "(b, c, p-value): groups of which the first net reads more, and fewer; McNemar's test that both are equally good"
     groups = torch.arange(len(first)) if groups is None else groups
     (first, which), (second, _) = (_check_groups(a, groups) for a in (first, second))
     lead = torch.bincount(which, first - second)

@@ -31,7 +31,7 @@ def _input_gradient(
 
 # %% ../nbs/library/05_models.ipynb #4d8cc9d8
 class _WithInputGradient(torch.autograd.Function):
-    "Passes y = w * x + b on. x gets its gradient here; w and b get theirs from the convolution that made y, if they are asked for"
+    "Passes y = w * x + b on. x gets its gradient here, w and b get theirs from the convolution that made y"
     generate_vmap_rule = True       # works under torch.func too
 
     @staticmethod
@@ -53,9 +53,11 @@ class _WithInputGradient(torch.autograd.Function):
         return gx, None, gw, gb
 
     @staticmethod
-    def jvp(ctx, dx, dy, dw, db): return dy.add_(F.conv2d(dx, ctx.saved_tensors[1])).view_as(dy)   # a view, as in `forward`
+    def jvp(ctx, dx, dy, dw, db):      # a view, as in `forward`
+        return dy.add_(F.conv2d(dx, ctx.saved_tensors[1])).view_as(dy)
 
-def _stem_conv(x, weight, bias): return _WithInputGradient.apply(x, F.conv2d(x.detach(), weight, bias), weight, bias)
+def _stem_conv(x, weight, bias):
+    return _WithInputGradient.apply(x, F.conv2d(x.detach(), weight, bias), weight, bias)
 
 # %% ../nbs/library/05_models.ipynb #a72bdeb3
 class StemConv2d(nn.Conv2d):
@@ -169,7 +171,7 @@ def load_net(
     kind = texts.get("net")
     if kind not in NETS: raise ValueError(f"{path} holds a net of a kind that is not known here: {kind}")
     try:
-        with torch.random.fork_rng(devices=[]): net = NETS[kind](texts["recipe"])   # first weights are drawn, then replaced
+        with torch.random.fork_rng(devices=[]): net = NETS[kind](texts["recipe"])   # weights are drawn, then replaced
         _check_finite(weights)
         net.load_state_dict(weights)
         net.about = json.loads(texts["about"])
