@@ -10,14 +10,15 @@ import numbers
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .perturbation import check_labels, check_logits, cross_entropy, perturb
+from .perturbation import check_labels, cross_entropy, logits_of, perturb
 from .uncertainty import UncertaintySet, check_box, check_inside
 
 # %% ../nbs/library/02_objectives.ipynb #3220fe76
 def _mean_loss(logits, y):
     "The mean cross-entropy in float32 or better; its `logs` hold the accuracy, also a tensor"
-    check_logits(logits, len(y))
-    loss = F.cross_entropy(logits.float() if logits.itemsize < 4 else logits, y.long())
+    check_labels(y, len(y), logits.shape[1], wait=False)
+    ignored = torch.iinfo(torch.int64).min                # none, not even -100: on a GPU PyTorch itself stops at a wrong label
+    loss = F.cross_entropy(logits.float() if logits.itemsize < 4 else logits, y.long(), ignore_index=ignored)
     loss.logs = dict(accuracy=_accuracy(logits, y))
     return loss
 
@@ -34,7 +35,7 @@ class Standard:
     ):
         "The mean cross-entropy, a scalar; its `logs` hold the accuracy. Raises `ValueError` for wrong shapes."
         check_labels(y, len(x))
-        return _mean_loss(model(x), y)
+        return _mean_loss(logits_of(model, x, values=False), y)
 
     def __repr__(self): return f"{type(self).__name__}()"
 
@@ -52,6 +53,7 @@ class Robust(Standard):
 
     def perturbed(self, model, x, y, index=None):
         "x + Δ̂: what the descent step sees; arguments as in a call"
+        _check_shared(self.box, x)
         return perturb(model, x, y, self.U.at(index), box=self.box, check=False, **self.solver)
 
     def __call__(self,
@@ -69,6 +71,14 @@ def _check_robust(U, solver, options=("steps", "step_size", "random_start", "res
         raise TypeError(f"U must be an UncertaintySet such as Linf(0.1), got {type(U).__name__}")
     wrong = sorted(set(solver) - set(options))
     if wrong: raise TypeError(f"{wrong[0]} is not an option of the ascent, which takes {', '.join(options)}")
+    size = solver.get("step_size")
+    if isinstance(size, torch.Tensor) and size.ndim:
+        raise ValueError(f"step_size must be one number for all samples, got a tensor of shape {tuple(size.shape)}")
+
+def _check_shared(box, x):
+    for b in box or ():
+        if isinstance(b, torch.Tensor) and b.ndim == x.ndim and len(b) > 1:
+            raise ValueError(f"box must be one for all samples, got a tensor of shape {tuple(b.shape)}")
 
 # %% ../nbs/library/02_objectives.ipynb #fb790162
 @patch
@@ -86,6 +96,7 @@ def prepare(self:Robust,
     y, # their labels, shape (n,)
 ):
     "Raises `ValueError` unless `x` lies in the box and there is one radius, or one per sample"
+    _check_shared(self.box, x)
     if self.box is not None: check_inside(x, self.box)
     if isinstance(self.U.radius, float): return
     n = len(self.U.radius)
@@ -109,10 +120,11 @@ class Surrogate(Robust):
     ):
         "The mean surrogate, a scalar; `logs` at x. One forward pass, in the model's own mode; θ is followed into ∇ₓJ."
         check_labels(y, len(x))
+        _check_shared(self.box, x)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            logits = model(leaf)
-            check_logits(logits, len(x))
+            logits = logits_of(model, leaf, values=False)
+            check_labels(y, len(x), logits.shape[1], wait=False)
             value = cross_entropy(logits, y)
             grad, = torch.autograd.grad(value.sum(), leaf, create_graph=True)
         rise = grad.detach().to(value.dtype), x.to(value.dtype)
@@ -149,8 +161,7 @@ def __call__(self:AdversarialMix,
     "The mixed loss, a scalar; `logs` are those of x + Δ̂ where α < 1. Both halves go through the model as one batch."
     if self.alpha == 1: return Standard.__call__(self, model, x, y)
     if self.alpha == 0: return Robust.__call__(self, model, x, y, index)
-    logits = model(torch.cat([x, self.perturbed(model, x, y, index)]))
-    check_logits(logits, 2 * len(x))
+    logits = logits_of(model, torch.cat([x, self.perturbed(model, x, y, index)]), values=False)
     clean, robust = (_mean_loss(half, y) for half in logits.chunk(2))
     loss = self.alpha * clean + (1 - self.alpha) * robust
     loss.logs = robust.logs

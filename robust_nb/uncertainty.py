@@ -18,13 +18,18 @@ def _radius(radius):
         if not radius.is_floating_point(): raise TypeError(f"radius must be floating point, got {radius.dtype}")
         valid = bool((radius.isfinite() & (radius >= 0)).all())
     elif isinstance(radius, numbers.Real) and not isinstance(radius, bool):
-        radius = float(radius)
+        radius = _real(radius)
         valid = math.isfinite(radius) and radius >= 0
     else:
         shape = f" of shape {tuple(radius.shape)}" if hasattr(radius, "shape") else ""
         raise TypeError(f"radius must be a number or a tensor of shape (n,), got {type(radius).__name__}{shape}")
     if not valid: raise ValueError(f"radius must be finite and at least 0, got {radius}")
     return radius
+
+def _real(a):
+    "The number `a` as a float: infinite where it is too large for one"
+    try: return float(a)
+    except OverflowError: return math.inf if a > 0 else -math.inf
 
 # %% ../nbs/library/00_uncertainty.ipynb #bdb61eb8
 class UncertaintySet:
@@ -103,7 +108,7 @@ def scaled(self:UncertaintySet,
     factor:float, # not negative
 ):
     "The same set, `factor` times as large"
-    if isinstance(factor, bool) or not isinstance(factor, numbers.Real) or not 0 <= factor < math.inf:
+    if isinstance(factor, bool) or not isinstance(factor, numbers.Real) or not 0 <= _real(factor) < math.inf:
         raise ValueError(f"factor must be a finite number of at least 0, got {factor!r}")
     new = copy.copy(self)
     new.radius = self.radius * float(factor)
@@ -168,44 +173,55 @@ def support(self:UncertaintySet,
 
 # %% ../nbs/library/00_uncertainty.ipynb #ed7873e4
 def check_box(
-    box, # None, or a pair (lo, hi) of numbers or of tensors that broadcast to the samples
+    box,    # None, or a pair (lo, hi) of numbers or of tensors
+    x=None, # the samples, shape (n, ...); with them the shapes of tensors are checked too
 ):
-    "`box` as given, after `TypeError` unless it is None or a pair, and `ValueError` unless lo ≤ hi. Tensors are not read."
+    "`box` with its numbers as floats. `TypeError` unless None or a pair, `ValueError` unless lo ≤ hi. Tensors are not read."
     if box is None: return None
     try: lo, hi = box
     except (TypeError, ValueError): raise TypeError(f"box must be None or a pair (lo, hi), got {box!r}") from None
     for b in (lo, hi):
         if isinstance(b, bool) or not isinstance(b, (numbers.Real, torch.Tensor)):
             raise TypeError(f"box must hold numbers or tensors, got {box!r}")
-    tensors = isinstance(lo, torch.Tensor) or isinstance(hi, torch.Tensor)
-    if not tensors and not lo <= hi: raise ValueError(f"box must satisfy lo <= hi, got {box!r}")
+        if x is not None and isinstance(b, torch.Tensor): _check_fits(b, x)
+    lo, hi = (b if isinstance(b, torch.Tensor) else _real(b) for b in (lo, hi))
+    if isinstance(lo, float) and isinstance(hi, float) and not lo <= hi:
+        raise ValueError(f"box must satisfy lo <= hi, got {box!r}")
     return lo, hi
+
+def _check_fits(b, x):
+    pairs = zip(reversed(b.shape), reversed(x.shape))
+    if b.ndim in (0, x.ndim - 1, x.ndim) and all(k in (1, n) for k, n in pairs): return
+    raise ValueError(f"box must hold numbers or tensors that broadcast to x, {tuple(x.shape)}, "
+                     f"and have the dimensions of x or of one sample, got {tuple(b.shape)}")
 
 def check_inside(
     x,   # the samples, shape (n, ...)
     box, # (lo, hi)
 ):
-    "Raises `ValueError` where `x` leaves `box`. Reads the values: on a GPU this waits for it."
-    lo, hi = box
+    "`ValueError` where lo > hi or `x` leaves `box`. Reads the values: on a GPU this waits for it."
+    lo, hi = check_box(box, x)
+    if not bool(torch.as_tensor(lo <= hi).all()): raise ValueError("box must satisfy lo <= hi in every entry of its tensors")
     if not x.numel() or bool(((x >= lo) & (x <= hi)).all()): return
     lo, hi = (f"<tensor {tuple(b.shape)}>" if isinstance(b, torch.Tensor) else b for b in (lo, hi))
     raise ValueError(f"x must lie in box ({lo}, {hi}), but ranges over [{x.min():.4g}, {x.max():.4g}]; "
                      "for data in other units give their box, or box=None for none")
 
 # %% ../nbs/library/00_uncertainty.ipynb #de366dfd
-def _sides(name, a, x, box, check):
-    "How far x may go down and up inside `box`, each of shape (n, d). `a` is the argument `name` that x goes with."
-    lo, hi = check_box(box)
-    if x is None: raise ValueError("x must be given with a box: the room that is left depends on it")
+def _check_like(name, a, x):
+    "Raises unless the samples `x` go with `a`, the argument `name`"
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {getattr(x, 'dtype', type(x).__name__)}")
     if x.shape != a.shape: raise ValueError(f"x must have the shape of {name}, {tuple(a.shape)}, got {tuple(x.shape)}")
+
+def _sides(name, a, x, box, check):
+    "How far x may go down and up inside `box`, each of shape (n, d). `a` is the argument `name` that x goes with."
+    if x is None: raise ValueError("x must be given with a box: the room that is left depends on it")
+    _check_like(name, a, x)
+    lo, hi = check_box(box, x)
     if check: check_inside(x, box)
     x = _promoted(x)
-    down, up = x - lo, hi - x
-    if not down.shape == up.shape == x.shape:
-        raise ValueError(f"box must hold numbers or tensors that broadcast to x, {tuple(x.shape)}")
-    return down.flatten(1), up.flatten(1)
+    return (x - lo).flatten(1), (hi - x).flatten(1)
 
 def _room(name, a, x, box, check):
     "How far each coordinate of x may go in the direction of the sign of `a`, shape (n, d)"
@@ -311,18 +327,25 @@ def _shrink(self:L1, a, room, r):
 @patch
 def contains(self:UncertaintySet,
     delta,    # Δ, shape (n, ...)
-    x=None,   # the samples, shape of `delta`; needed where a box is given
+    x=None,   # the samples, shape of `delta`; needed where a box is given, useful where `delta` is a difference z - x
     box=None, # (lo, hi)
-    tol=None, # for rounding, relative to the radius and the width of the box; None: 1e-5, or more in half precision
+    tol=None, # relative to r and the width of the box; None: 1e-5, or more in half precision, and the rounding of x + Δ
 ):
     "Is Δ in U, and x + Δ in the box? Boolean, shape (n,)"
     z = _flat("delta", delta, False)
+    if x is not None: _check_like("delta", delta, x)
+    near = z if tol is not None or x is None else z.sign() * (z.abs() - _rounding(delta, x)).clamp_min(0)
     tol = max(1e-5, torch.finfo(delta.dtype).eps) if tol is None else tol
-    inside = self.norm(delta) <= self._column(z).squeeze(1) * (1 + tol)
+    inside = self.norm(near) <= self._column(z).squeeze(1) * (1 + tol)
     if box is None: return inside
     down, up = _sides("delta", delta, x, box, False)
     slack = tol * (down + up).nan_to_num(posinf=1)
     return inside & ((z >= -down - slack) & (z <= up + slack)).all(1)
+
+def _rounding(delta, x):
+    "By how much rounding x + Δ and the difference to x may move each entry, shape (n, d)"
+    eps = max(torch.finfo(a.dtype).eps for a in (delta, x))
+    return eps * (_promoted(x).abs() + _promoted(delta).abs()).flatten(1)
 
 # %% ../nbs/library/00_uncertainty.ipynb #c1d5c6f3
 @patch

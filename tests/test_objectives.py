@@ -1,4 +1,4 @@
-"""The surrogate in training: the shipped net, `fit`, half precision, no waiting for a device. The page holds the rest."""
+"""The surrogate in training, and what objectives refuse when they are called directly. The page holds the rest."""
 import copy
 import pytest
 import torch
@@ -53,3 +53,44 @@ def test_without_a_graph(digits):
     assert not value.requires_grad
     assert_close(value, Surrogate(Linf(0.1))(net, x, y).detach())
     assert not x.requires_grad and all(p.grad is None for p in net.parameters())
+
+# What every objective refuses, without waiting for a device
+
+OBJECTIVES = [Standard(), Robust(Linf(0.1)), Surrogate(L2(0.1)), AdversarialMix(L1(0.1)), AdversarialMix(Linf(0.1), 1)]
+objectives = pytest.mark.parametrize('objective', OBJECTIVES, ids=repr)
+
+class NoWaiting(TorchDispatchMode):
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        assert f.overloadpacket not in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.equal), f'{f} waits for the device'
+        return f(*args, **(kwargs or {}))
+
+@objectives
+def test_a_step_waits_for_nothing(objective):
+    torch.manual_seed(0)
+    net, x, y = MNISTNet(), torch.rand(4, 1, 28, 28), torch.arange(4)
+    with NoWaiting(): objective(net, x, y).backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+@objectives
+def test_no_label_is_ignored(objective, digits):
+    "PyTorch's cross-entropy leaves out samples with the label -100"
+    net, x, y = pretrained('baseline'), digits.test.x[:8], digits.test.y[:8]
+    for bad in (-100, -1, 10):
+        wrong = y.clone()
+        wrong[3] = bad
+        with NoWaiting(), pytest.raises(ValueError, match='y must lie in 0 … 9'): objective(net, x, wrong)
+
+@objectives
+def test_types_that_differ(objective, digits):
+    with pytest.raises(TypeError, match='model has weights of torch.float32, but x is torch.float64'): objective(pretrained('baseline'), digits.test.x[:8].double(), digits.test.y[:8])
+
+def test_boxes_and_step_sizes_per_sample_are_refused(digits):
+    "`index` picks radii alone: such a box would be that of other samples"
+    net, x, y = pretrained('baseline'), digits.test.x[:8], digits.test.y[:8]
+    for make in (Robust, Surrogate, AdversarialMix):
+        each = make(Linf(0.1), box=(torch.zeros(8, 1, 1, 1), 1.))
+        with pytest.raises(ValueError, match=r'box must be one for all samples, got a tensor of shape \(8, 1, 1, 1\)'): each(net, x, y)
+        with pytest.raises(ValueError, match='box must be one for all samples'): each.prepare(x, y)
+        assert_close(make(Linf(0.1), box=(torch.zeros(1, 28, 28), 1.))(net, x, y), make(Linf(0.1))(net, x, y))
+    with pytest.raises(ValueError, match='step_size must be one number for all samples'): Robust(Linf(0.1), steps=2, step_size=torch.ones(8))
+    with pytest.raises(ValueError, match='box must satisfy lo <= hi'): Robust(Linf(0.1), box=(torch.ones(1, 28, 28), 0.)).prepare(x, y)

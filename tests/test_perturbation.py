@@ -1,5 +1,5 @@
 "What the page on perturbations does not show: properties on random input, the state of the model, odd types, no waiting for a GPU."
-import contextlib, copy, math
+import contextlib, copy, math, warnings
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 from robust_nb import models
 from robust_nb.objectives import Robust, Standard
-from robust_nb.perturbation import check_labels, cross_entropy, in_mode, log_odds, perturb, shift, value_and_gradient
+from robust_nb.perturbation import check_labels, check_logits, cross_entropy, in_mode, log_odds, perturb, shift, value_and_gradient
 from robust_nb.uncertainty import L1, L2, Linf
 
 BALLS = [Linf, L2, L1]
@@ -143,7 +143,8 @@ def test_zero_gradient_stays():
     dead = nn.Sequential(nn.Flatten(), nn.Linear(6, CLASSES))
     nn.init.zeros_(dead[1].weight)
     x = torch.rand(3, 1, 2, 3)
-    for ball in BALLS: assert torch.equal(perturb(dead, x, torch.zeros(3, dtype=torch.long), ball(1.), steps=2), x)
+    with pytest.warns(UserWarning, match='exactly 0 for 3 of 3 samples'):
+        for ball in BALLS: assert torch.equal(perturb(dead, x, torch.zeros(3, dtype=torch.long), ball(1.), steps=2), x)
 
 
 # The losses
@@ -313,6 +314,11 @@ X, Y = torch.rand(4, 1, 2, 3, generator=torch.Generator().manual_seed(0)).double
 NAN = X.clone()
 NAN[0, 0, 0, 0] = math.nan
 
+class Times(nn.Module):
+    "Logits times a number"
+    def __init__(self, factor): super().__init__(); self.factor = factor
+    def forward(self, x): return NET(x).abs() * self.factor
+
 @pytest.mark.parametrize('error, says, change', [
     (TypeError, 'U must be an UncertaintySet', dict(U=0.1)),
     (TypeError, 'x must be a tensor', dict(x=[[0.]])),
@@ -344,6 +350,14 @@ NAN[0, 0, 0, 0] = math.nan
     (ValueError, 'gradient of the loss at x must be finite.*1 of 4', dict(loss=lambda z, y: log_odds(z, y) * torch.tensor([1., math.nan, 1., 1.]))),
     (ValueError, r"loss must return one value per sample, shape \(4,\), got \(\).*reduction='none'", dict(loss=F.cross_entropy)),
     (ValueError, 'loss must depend on x', dict(loss=lambda z, y: log_odds(z, y).detach())),
+    (ValueError, 'model must return logits, got probabilities', dict(model=nn.Sequential(NET, nn.Softmax(1)))),
+    (ValueError, 'model must return numbers, got infinite logits for 4 of 4', dict(model=Times(math.inf))),
+    (ValueError, 'model must return numbers, got NaN logits for 4 of 4', dict(model=Times(math.nan))),
+    (TypeError, 'model has weights of torch.float64, but x is torch.float32', dict(x=X.float())),
+    (ValueError, r'y must lie in 0 … 3.*\[-100, 3\]', dict(y=Y.where(Y > 0, -100))),
+    (ValueError, r'step_size must be a number or have shape \(4,\), one per sample, got \(3,\)', dict(step_size=torch.ones(3), steps=2)),
+    (ValueError, r'dimensions of x or of one sample, got \(3,\)', dict(box=(torch.zeros(3), 1.))),
+    (ValueError, 'box must satisfy lo <= hi', dict(box=(torch.ones(1, 2, 3), torch.zeros(1, 2, 3)))),
 ])
 def test_bad_input_is_named(error, says, change):
     call = dict(model=NET, x=X, y=Y, U=Linf(0.1)) | change
@@ -354,6 +368,26 @@ def test_bad_input_to_parts():
     with pytest.raises(ValueError, match='y must have shape'): value_and_gradient(NET, X, Y[:2])
     with pytest.raises(ValueError, match='y must lie in'): check_labels(Y, 4, 3)
     check_labels(Y[:0], 0, 3)
+
+def test_logits_that_look_like_probabilities():
+    check_logits(torch.tensor([[0.2, 0.8], [0.2, 0.9]]), 2)                   # one row that sums to 1 proves nothing
+    check_logits(torch.tensor([[-1., 2.], [0.5, 0.5]]), 2)
+    check_logits(torch.tensor([[0.5, 0.5]]), 1, values=False)
+    check_logits(torch.randn(50, 10, generator=torch.Generator().manual_seed(0)).log_softmax(1), 50)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+        for k in (2, 10, 1000):
+            z = torch.randn(50, k, generator=torch.Generator().manual_seed(0)) * 5
+            with pytest.raises(ValueError, match='got probabilities'): check_logits(z.softmax(1).to(dtype), 50)
+            check_logits(z.to(dtype), 50)
+
+@pytest.mark.parametrize('alive, warned', [(0, True), (1, True), (2, False), (4, False)])
+def test_zero_gradients_warn(alive, warned):
+    net = Times((torch.arange(4) < alive).double()[:, None])                  # the logits of the others are 0 whatever x is
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        perturb(net, X, Y, Linf(0.1))
+        perturb(net, X, Y, Linf(0.1), check=False)                            # reads no values
+    assert [str(w.message).split(':')[0] for w in seen] == [f'the gradient of the loss at x is exactly 0 for {4 - alive} of 4 samples'] * warned
 
 @pytest.mark.parametrize('ball', BALLS)
 def test_empty_batch(ball):

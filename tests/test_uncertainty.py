@@ -442,6 +442,32 @@ def test_membership(ball):
     assert ball(0.3).contains(z, torch.zeros_like(z), BOX).tolist() == [True, False, False, False]
     assert ball(0.3).contains(z, tol=0.1).tolist() == [True, True, True, False]
 
+@boxes
+@sets
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@many(40)
+@given(power=st.floats(-6, 1), seed=seeds, spread=st.sampled_from([1., 3.]))
+def test_an_exact_step_is_a_member_after_rounding(ball, box, dtype, power, seed, spread):
+    "x + Δ is rounded to the spacing of numbers near x, which may be far coarser than Δ"
+    gen = torch.Generator().manual_seed(seed)
+    x = torch.rand(4, 60, generator=gen)
+    if box is None: x = spread * (x - 0.5)
+    g, x, r = torch.randn(4, 60, generator=gen).to(dtype), x.to(dtype), 10. ** power
+    step = ball(r).steepest_ascent(g, **given_box(x, box))
+    assert ball(r).contains((x + step) - x, x, box).all()
+
+@boxes
+@sets
+@many(20)
+@given(seed=seeds)
+def test_one_per_cent_too_large_is_no_member(ball, box, seed):
+    gen = torch.Generator().manual_seed(seed)
+    x, g = torch.rand(4, 60, generator=gen), torch.randn(4, 60, generator=gen)
+    if box: x = 0.25 + x / 2                                                   # room for all of it
+    step = 1.01 * ball(0.1).steepest_ascent(g, **given_box(x, box))
+    assert not ball(0.1).contains((x + step) - x, x, box).any() and not ball(0.1).contains(step).any()
+    assert not ball(0.1).contains(step.bfloat16()).any()                      # without x its rounding plays no part
+
 # No waiting for a device
 
 class NoSynchronisation(TorchDispatchMode):
@@ -526,9 +552,19 @@ def test_bad_arguments(ball):
         for box in (1., (0., 1., 2.), 'box'): fails(TypeError, 'box must be None or a pair', lambda: f(x, x, box))
         for box in (('a', 'b'), (0., None), (False, True)): fails(TypeError, 'box must hold numbers or tensors', lambda: f(x, x, box))
         fails(ValueError, 'radius has 3 values, one per sample, but the batch has 2', lambda: getattr(ball(torch.ones(3)), name)(x))
+        reversed_, images = torch.tensor([1., 0., 0.]), torch.full((2, 1, 2, 2), 0.5)
+        for box in ((reversed_, torch.full((3,), 0.9)), (0.9, reversed_), (torch.tensor(math.nan), 1.)): fails(ValueError, 'box must satisfy lo <= hi', lambda: f(x, x, box))
+        fails(ValueError, 'box must satisfy lo <= hi', lambda: f(x[:0], x[:0], (reversed_, 0.9)))
+        fails(ValueError, 'dimensions of x or of one sample, got (2,)', lambda: f(images, images, (torch.zeros(2), 1.)))  # one per sample, yet it broadcasts
     fails(TypeError, 'like must be floating point', lambda: U.sample(x.long()))
     fails(ValueError, 'factor must be', lambda: U.scaled(-1))
     fails(ValueError, 'factor must be', lambda: U.scaled(math.nan))
+    fails(ValueError, 'x must have the shape of delta', lambda: U.contains(x, x[:1]))
+    for huge in (10**400, -10**400):
+        fails(ValueError, 'radius must be finite', lambda: ball(huge))
+        fails(ValueError, 'factor must be', lambda: U.scaled(huge))
+        fails(ValueError, 'box must satisfy lo <= hi', lambda: check_box((huge, -huge) if huge > 0 else (0, huge)))
+    assert check_box((0, 10**400)) == (0., math.inf)
 
 def test_small_print():
     assert repr(Linf(1)) == 'Linf(1.0)' and repr(L1(torch.ones(3))) == 'L1(<3 radii>)'
