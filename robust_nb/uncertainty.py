@@ -10,27 +10,6 @@ import copy, math, numbers
 import torch
 from fastcore.basics import patch
 
-# %% ../nbs/library/00_uncertainty.ipynb #596a9dd8
-def _radius(radius):
-    "`radius` as a float, or as a tensor of shape (n,)"
-    if isinstance(radius, torch.Tensor) and radius.ndim == 0: radius = radius.item()
-    if isinstance(radius, torch.Tensor) and radius.ndim == 1:
-        if not radius.is_floating_point(): raise TypeError(f"radius must be floating point, got {radius.dtype}")
-        valid = bool((radius.isfinite() & (radius >= 0)).all())
-    elif isinstance(radius, numbers.Real) and not isinstance(radius, bool):
-        radius = _real(radius)
-        valid = math.isfinite(radius) and radius >= 0
-    else:
-        shape = f" of shape {tuple(radius.shape)}" if hasattr(radius, "shape") else ""
-        raise TypeError(f"radius must be a number or a tensor of shape (n,), got {type(radius).__name__}{shape}")
-    if not valid: raise ValueError(f"radius must be finite and at least 0, got {radius}")
-    return radius
-
-def _real(a):
-    "The number `a` as a float: infinite where it is too large for one"
-    try: return float(a)
-    except OverflowError: return math.inf if a > 0 else -math.inf
-
 # %% ../nbs/library/00_uncertainty.ipynb #bdb61eb8
 class UncertaintySet:
     "A convex set U of perturbations Δ that holds 0; one set per sample. `TypeError` or `ValueError` for a bad radius."
@@ -101,6 +80,26 @@ def _flat(name, a, check):
     return _promoted(a.flatten(1))
 
 def _nonzero(a): return torch.where(a == 0, 1, a)
+
+def _radius(radius):
+    "`radius` as a float, or as a tensor of shape (n,)"
+    if isinstance(radius, torch.Tensor) and radius.ndim == 0: radius = radius.item()
+    if isinstance(radius, torch.Tensor) and radius.ndim == 1:
+        if not radius.is_floating_point(): raise TypeError(f"radius must be floating point, got {radius.dtype}")
+        valid = bool((radius.isfinite() & (radius >= 0)).all())
+    elif isinstance(radius, numbers.Real) and not isinstance(radius, bool):
+        radius = _real(radius)
+        valid = math.isfinite(radius) and radius >= 0
+    else:
+        shape = f" of shape {tuple(radius.shape)}" if hasattr(radius, "shape") else ""
+        raise TypeError(f"radius must be a number or a tensor of shape (n,), got {type(radius).__name__}{shape}")
+    if not valid: raise ValueError(f"radius must be finite and at least 0, got {radius}")
+    return radius
+
+def _real(a):
+    "The number `a` as a float: infinite where it is too large for one"
+    try: return float(a)
+    except OverflowError: return math.inf if a > 0 else -math.inf
 
 # %% ../nbs/library/00_uncertainty.ipynb #f89593d6
 @patch
@@ -270,7 +269,7 @@ def _newton(a, b, rounds=16):
 # %% ../nbs/library/00_uncertainty.ipynb #760c16b8
 @patch
 def _fill(self:L2, a, room, r):
-    "min(t·a, room) with the largest t for which its ℓ2 norm is at most r"
+    "min(t·a, room) with the largest t for which its ℓ2 norm is at most r; lengths are in units of r, to stay in range"
     a, b = _wide(a), (_wide(room) / _nonzero(_wide(r))).clamp_max(1)
     a = a / _nonzero(a.amax(1, keepdim=True))
     a = a * (a > torch.finfo(a.dtype).tiny ** 0.5)                   # the squares of smaller ones are 0
@@ -294,9 +293,9 @@ def project(self:NormBall,
     check=True, # also check values, which waits for a GPU
 ):
     "The Euclidean projection onto U (∩ box), shape of `delta`"
-    z = _flat("delta", delta, check)
+    flat = _flat("delta", delta, check)
     room = None if box is None else _room("delta", delta, x, box, check)
-    return (z.sign() * self._shrink(z.abs(), room, self._column(z))).to(delta.dtype).reshape(delta.shape)
+    return (flat.sign() * self._shrink(flat.abs(), room, self._column(flat))).to(delta.dtype).reshape(delta.shape)
 
 def _capped(a, room): return a if room is None else torch.minimum(a, room)
 
@@ -312,16 +311,16 @@ def _shrink(self:L2, a, room, r):
 
 @patch
 def _shrink(self:L1, a, room, r):
-    "min(max(a - λ, 0), room) with λ ≥ 0 such that the sum is r, found as μ = max a - λ"
+    "min(max(a - λ, 0), room) with λ ≥ 0 such that the sum is r; `fall` is how far λ has come down from max a"
     a, top, r = _wide(a), _wide(_capped(a, room)), _wide(r)
     start = torch.where(top > 0, a, 0).amax(1, keepdim=True) - a
-    at = start if room is None else torch.cat([start, start + top], 1)       # μ where a pixel starts or stops
+    at = start if room is None else torch.cat([start, start + top], 1)       # the fall where a pixel starts or stops
     at, order = at.sort(dim=1)
     moving = torch.where(order < a.shape[1], 1., -1.).cumsum(1)              # how many move after each of these
     total = torch.cat([torch.zeros_like(r), (moving[:, :-1] * at.diff(dim=1)).cumsum(1)], 1)
     k = (total < r).sum(1, keepdim=True).clamp_min(1) - 1                    # the last one before the sum is r
-    mu = at.gather(1, k) + (r - total.gather(1, k)) / _nonzero(moving.gather(1, k))
-    return torch.where(top.sum(1, keepdim=True) <= r, top, torch.minimum((mu - start).clamp_min(0), top))
+    fall = at.gather(1, k) + (r - total.gather(1, k)) / _nonzero(moving.gather(1, k))
+    return torch.where(top.sum(1, keepdim=True) <= r, top, torch.minimum((fall - start).clamp_min(0), top))
 
 # %% ../nbs/library/00_uncertainty.ipynb #b9289e26
 @patch
@@ -332,15 +331,15 @@ def contains(self:UncertaintySet,
     tol=None, # relative to r and the width of the box; None: 1e-5, or more in half precision, and the rounding of x + Δ
 ):
     "Is Δ in U, and x + Δ in the box? Boolean, shape (n,)"
-    z = _flat("delta", delta, False)
+    flat = _flat("delta", delta, False)
     if x is not None: _check_like("delta", delta, x)
-    near = z if tol is not None or x is None else z.sign() * (z.abs() - _rounding(delta, x)).clamp_min(0)
+    near = flat if tol is not None or x is None else flat.sign() * (flat.abs() - _rounding(delta, x)).clamp_min(0)
     tol = max(1e-5, torch.finfo(delta.dtype).eps) if tol is None else tol
-    inside = self.norm(near) <= self._column(z).squeeze(1) * (1 + tol)
+    inside = self.norm(near) <= self._column(flat).squeeze(1) * (1 + tol)
     if box is None: return inside
     down, up = _sides("delta", delta, x, box, False)
     slack = tol * (down + up).nan_to_num(posinf=1)
-    return inside & ((z >= -down - slack) & (z <= up + slack)).all(1)
+    return inside & ((flat >= -down - slack) & (flat <= up + slack)).all(1)
 
 def _rounding(delta, x):
     "By how much rounding x + Δ and the difference to x may move each entry, shape (n, d)"
