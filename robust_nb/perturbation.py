@@ -83,7 +83,7 @@ def check_logits(
     one = (logits.sum(1) - 1).abs() <= 1e-5 + torch.finfo(logits.dtype).eps
     shares = one & ((logits >= 0) & (logits <= 1)).all(1)
     for name, bad in (("NaN", nan), ("infinite", infinite)):
-        if bad.any(): raise ValueError(f"model must return numbers, got {name} logits for {int(bad.sum())} of {n} samples")
+        if bad.any(): raise ValueError(f"model must return numbers, got {name} logits for {int(bad.sum())} of {n} samples, and all must be finite")
     if shares.all(): raise ValueError("model must return logits, got probabilities: rows in [0, 1] that sum to 1. Leave out the softmax")
 
 # %% ../nbs/library/01_perturbation.ipynb #2fd65241
@@ -148,10 +148,10 @@ def shift(
     "x + Δ in the type of `x`, clipped to the box. Half precision is rounded towards `x`, so that no pixel moves by more than |Δ|."
     if delta.shape != x.shape:
         raise ValueError(f"delta must have the shape of x, {tuple(x.shape)}, got {tuple(delta.shape)}")
-    z = (x + delta).to(x.dtype)
-    if box is not None: z = z.clamp(*box)
-    if x.dtype.itemsize > 2: return z
-    return torch.where((_wide(z) - _wide(x)).abs() > delta.abs(), torch.nextafter(z, x), z)
+    moved = (x + delta).to(x.dtype)
+    if box is not None: moved = moved.clamp(*box)
+    if x.dtype.itemsize > 2: return moved
+    return torch.where((_wide(moved) - _wide(x)).abs() > delta.abs(), torch.nextafter(moved, x), moved)
 
 def _wide(a): return a.to(torch.promote_types(a.dtype, torch.float32))
 
@@ -176,7 +176,7 @@ def perturb(
     "x + Δ, shape of `x`, detached. `model` is left as it was found. `TypeError`, `ValueError`: names the argument."
     box = _check(x, y, U, steps, restarts, box, check)
     sizes = _sizes(U, steps, step_size, len(x))
-    signed = (lambda z, y: -loss(z, y)) if targeted else loss
+    signed = (lambda logits, y: -loss(logits, y)) if targeted else loss
     best, x = None, x.detach()
     with in_mode(model, mode), torch.no_grad():
         if steps == restarts == 1 and step_size is None and not random_start:
@@ -190,20 +190,20 @@ def perturb(
 # %% ../nbs/library/01_perturbation.ipynb #3f80892f
 def _ascend(model, x, y, U, start, sizes, box, loss, check, best):
     "Projected gradient ascent on Δ from `start`, or from 0; `best` is the pair (x + Δ, loss) to beat, per sample"
-    z = x if start is None else shift(x, start, box)
+    moved = x if start is None else shift(x, start, box)
     for k, size in enumerate(sizes):
-        value, grad = value_and_gradient(model, z, y, loss, check)
-        best = _better(best, z, value)
-        step = size.steepest_ascent(_wide(grad), _wide(z), box, check=False)
+        value, grad = value_and_gradient(model, moved, y, loss, check)
+        best = _better(best, moved, value)
+        delta = size.steepest_ascent(_wide(grad), _wide(moved), box, check=False)
         if k or start is not None or size is not U:                   # else the step of (14), which needs no projection
-            step = U.project(_wide(z) - _wide(x) + step, _wide(x), box, check=False)
-        z = shift(x, step, box)
-    return _better(best, z, loss(model(z), y))
+            delta = U.project(_wide(moved) - _wide(x) + delta, _wide(x), box, check=False)
+        moved = shift(x, delta, box)
+    return _better(best, moved, loss(model(moved), y))
 
-def _better(best, z, value):
-    if best is None: return z, value
+def _better(best, moved, value):
+    if best is None: return moved, value
     won = value > best[1]
-    return torch.where(won.reshape(-1, *[1] * (z.ndim - 1)), z, best[0]), torch.where(won, value, best[1])
+    return torch.where(won.reshape(-1, *[1] * (moved.ndim - 1)), moved, best[0]), torch.where(won, value, best[1])
 
 # %% ../nbs/library/01_perturbation.ipynb #32191330
 def _sizes(U, steps, step_size, n):
