@@ -45,7 +45,7 @@ class Robust(Standard):
     def __init__(self,
         U:UncertaintySet, # where Δ may lie; per-sample radii are those of the whole training set
         *,
-        box=(0., 1.),     # (lo, hi) of the data; None for no box, as in the paper's recipe
+        box=(0., 1.),     # (lo, hi) of the data; None for no box, as in the `paper` recipe
         **solver,         # passed to `perturb`: steps, step_size, random_start, restarts, loss, mode
     ):
         _check_robust(U, solver)
@@ -109,7 +109,7 @@ class Surrogate(Robust):
     def __init__(self,
         U:UncertaintySet, # where Δ may lie; per-sample radii are those of the whole training set
         *,
-        box=(0., 1.),     # (lo, hi) of the data; None for no box, as in the paper's recipe
+        box=(0., 1.),     # (lo, hi) of the data; None for no box, as in the `paper` recipe
     ): super().__init__(U, box=box)
 
     def __call__(self,
@@ -127,8 +127,8 @@ class Surrogate(Robust):
             check_labels(y, len(x), logits.shape[1], wait=False)
             value = cross_entropy(logits, y)
             grad, = torch.autograd.grad(value.sum(), leaf, create_graph=True)
-        rise = grad.detach().to(value.dtype), x.to(value.dtype)
-        delta = self.U.at(index).steepest_ascent(*rise, self.box, check=False)
+        wide = grad.detach().to(value.dtype), x.to(value.dtype)           # float32 or better
+        delta = self.U.at(index).steepest_ascent(*wide, self.box, check=False)
         loss = (value + (grad * delta).flatten(1).sum(1)).mean()
         loss.logs = dict(accuracy=_accuracy(logits, y))
         return loss
