@@ -17,7 +17,7 @@ from .uncertainty import UncertaintySet, check_box, check_inside
 def _mean_loss(logits, y):
     "The mean cross-entropy in float32 or better; its `logs` hold the accuracy, also a tensor"
     check_labels(y, len(y), logits.shape[1], wait=False)
-    ignored = torch.iinfo(torch.int64).min                # none, not even -100: on a GPU PyTorch itself stops at a wrong label
+    ignored = torch.iinfo(torch.int64).min    # no label is, not even -100: on a GPU PyTorch itself stops at a wrong one
     loss = F.cross_entropy(logits.float() if logits.itemsize < 4 else logits, y.long(), ignore_index=ignored)
     loss.logs = dict(accuracy=_accuracy(logits, y))
     return loss
@@ -35,7 +35,7 @@ class Standard:
     ):
         "The mean cross-entropy, a scalar; its `logs` hold the accuracy. Raises `ValueError` for wrong shapes."
         check_labels(y, len(x))
-        return _mean_loss(logits_of(model, x, values=False), y)
+        return _mean_loss(logits_of(model, x), y)
 
     def __repr__(self): return f"{type(self).__name__}()"
 
@@ -123,7 +123,7 @@ class Surrogate(Robust):
         _check_shared(self.box, x)
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            logits = logits_of(model, leaf, values=False)
+            logits = logits_of(model, leaf)
             check_labels(y, len(x), logits.shape[1], wait=False)
             value = cross_entropy(logits, y)
             grad, = torch.autograd.grad(value.sum(), leaf, create_graph=True)
@@ -161,7 +161,7 @@ def __call__(self:AdversarialMix,
     "The mixed loss, a scalar; `logs` are those of x + Δ̂ where α < 1. Both halves go through the model as one batch."
     if self.alpha == 1: return Standard.__call__(self, model, x, y)
     if self.alpha == 0: return Robust.__call__(self, model, x, y, index)
-    logits = logits_of(model, torch.cat([x, self.perturbed(model, x, y, index)]), values=False)
+    logits = logits_of(model, torch.cat([x, self.perturbed(model, x, y, index)]))
     clean, robust = (_mean_loss(half, y) for half in logits.chunk(2))
     loss = self.alpha * clean + (1 - self.alpha) * robust
     loss.logs = robust.logs

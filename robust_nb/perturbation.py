@@ -70,11 +70,11 @@ def check_labels(
     raise ValueError(f"y must lie in 0 … {classes - 1}, the model's classes, but ranges over [{y.min()}, {y.max()}]")
 
 def check_logits(
-    logits,      # what the model returned
-    n:int,       # how many samples it was given
-    values=True, # also read the values: on a GPU this waits for it
+    logits,       # what the model returned
+    n:int,        # how many samples it was given
+    values=False, # also read the values: on a GPU this waits for it
 ):
-    "`ValueError` unless `logits` has shape (n, K) with K ≥ 2, is finite, and is not a table of probabilities"
+    "`ValueError` unless `logits` has shape (n, K), K ≥ 2; with `values` also if they are not finite, or probabilities"
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or len(logits) != n or logits.shape[1] < 2:
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"model must return logits of shape ({n}, K) with K at least 2, got {got}")
@@ -83,16 +83,18 @@ def check_logits(
     one = (logits.sum(1) - 1).abs() <= 1e-5 + torch.finfo(logits.dtype).eps
     shares = one & ((logits >= 0) & (logits <= 1)).all(1)
     for name, bad in (("NaN", nan), ("infinite", infinite)):
-        if bad.any(): raise ValueError(f"model must return numbers, got {name} logits for {int(bad.sum())} of {n} samples, and all must be finite")
-    if shares.all(): raise ValueError("model must return logits, got probabilities: rows in [0, 1] that sum to 1. Leave out the softmax")
+        if not bad.any(): continue
+        got = f"got {name} logits for {int(bad.sum())} of {n} samples"
+        raise ValueError(f"model must return numbers, {got}: all must be finite")
+    if shares.all(): raise ValueError("model must return logits, got probabilities (rows sum to 1): leave out the softmax")
 
 # %% ../nbs/library/01_perturbation.ipynb #2fd65241
 def logits_of(
-    model,       # maps x to logits of shape (n, K)
-    x,           # samples, shape (n, ...)
-    values=True, # also read the logits: on a GPU this waits for it
+    model,        # maps x to logits of shape (n, K)
+    x,            # samples, shape (n, ...)
+    values=False, # also read the logits: on a GPU this waits for it
 ):
-    "The logits, checked. `TypeError` where the model computes in another type than `x`, `ValueError` as `check_logits`."
+    "The logits, checked. `TypeError` where the model's weights have another type than `x`; else as `check_logits`."
     try: logits = model(x)
     except RuntimeError as e:
         types = {p.dtype for p in getattr(model, "parameters", list)() if p.is_floating_point()}
@@ -136,8 +138,8 @@ def _check_gradient(grad):
     check_batch("the gradient of the loss at x", grad)
     flat = int((grad == 0).flatten(1).all(1).sum())
     if 2 * flat > len(grad):
-        warnings.warn(f"the gradient of the loss at x is exactly 0 for {flat} of {len(grad)} samples: an attack that follows "
-                      "it finds nothing there, which says nothing about robustness", stacklevel=3)
+        warnings.warn(f"the gradient of the loss at x is exactly 0 for {flat} of {len(grad)} samples: an attack that "
+                      "follows it finds nothing there, which says nothing about robustness", stacklevel=3)
 
 # %% ../nbs/library/01_perturbation.ipynb #1de328ec
 def shift(
@@ -145,7 +147,7 @@ def shift(
     delta,    # Δ, shape of `x`, in float32 or better
     box=None, # (lo, hi), or None; `x` lies in it
 ):
-    "x + Δ in the type of `x`, clipped to the box. Half precision is rounded towards `x`, so that no pixel moves by more than |Δ|."
+    "x + Δ in the type of `x`, clipped to the box. Half precision rounds towards `x`: no pixel moves by more than |Δ|."
     if delta.shape != x.shape:
         raise ValueError(f"delta must have the shape of x, {tuple(x.shape)}, got {tuple(delta.shape)}")
     moved = (x + delta).to(x.dtype)
@@ -210,7 +212,8 @@ def _sizes(U, steps, step_size, n):
     "The sets whose steepest ascent the steps take"
     if step_size is None: return [U.scaled(1 - k / steps) if k else U for k in range(steps)]
     if isinstance(step_size, torch.Tensor) and step_size.ndim and step_size.shape != (n,):
-        raise ValueError(f"step_size must be a number or have shape ({n},), one per sample, got {tuple(step_size.shape)}")
+        got = tuple(step_size.shape)
+        raise ValueError(f"step_size must be a number or have shape ({n},), one per sample, got {got}")
     try: return [U.with_radius(step_size)] * steps
     except (TypeError, ValueError) as e: raise type(e)(str(e).replace("radius", "step_size")) from None
 

@@ -175,7 +175,7 @@ def check_box(
     box,    # None, or a pair (lo, hi) of numbers or of tensors
     x=None, # the samples, shape (n, ...); with them the shapes of tensors are checked too
 ):
-    "`box` with its numbers as floats. `TypeError` unless None or a pair, `ValueError` unless lo ≤ hi. Tensors are not read."
+    "`box`, its numbers as floats. `TypeError` unless None or a pair, `ValueError` unless lo ≤ hi. Reads no tensor."
     if box is None: return None
     try: lo, hi = box
     except (TypeError, ValueError): raise TypeError(f"box must be None or a pair (lo, hi), got {box!r}") from None
@@ -200,7 +200,7 @@ def check_inside(
 ):
     "`ValueError` where lo > hi or `x` leaves `box`. Reads the values: on a GPU this waits for it."
     lo, hi = check_box(box, x)
-    if not bool(torch.as_tensor(lo <= hi).all()): raise ValueError("box must satisfy lo <= hi in every entry of its tensors")
+    if not bool(torch.as_tensor(lo <= hi).all()): raise ValueError("box must satisfy lo <= hi in every entry")
     if not x.numel() or bool(((x >= lo) & (x <= hi)).all()): return
     lo, hi = (f"<tensor {tuple(b.shape)}>" if isinstance(b, torch.Tensor) else b for b in (lo, hi))
     raise ValueError(f"x must lie in box ({lo}, {hi}), but ranges over [{x.min():.4g}, {x.max():.4g}]; "
@@ -258,7 +258,7 @@ def _fill(self:L1, a, room, r):
 def _newton(a, b, rounds=16):
     "t ≥ 0 with Σ min(t·a, b)² = 1, or with every a > 0 at its bound; None if the rounds do not suffice"
     a2, b2, top = a.square(), b.square(), torch.finfo(a.dtype).max
-    s = 1 / _nonzero(a2.sum(1, keepdim=True))                        # t², if no pixel meets its bound
+    s = 1 / _nonzero(a2.sum(1, keepdim=True))                        # t², from below: the sum is concave
     for _ in range(rounds):
         rise = (1 - torch.minimum(s * a2, b2).sum(1, keepdim=True)).clamp_min(0)
         slope = (a2 * (s * a2 < b2)).sum(1, keepdim=True)
@@ -355,7 +355,7 @@ def sample(self:NormBall,
     generator=None, # `torch.Generator` on the device of `like`
     check=True,     # also check that x lies in the box, which waits for a GPU
 ):
-    "A draw from the uniform distribution on U. With a box: uniform on U ∩ box for ℓ∞; for ℓ2 and ℓ1 that draw, clipped."
+    "A uniform draw from U. With a box: uniform on U ∩ box for ℓ∞; for ℓ2 and ℓ1 the draw from U, clipped."
     z = _flat("like", like, False)
     down = up = math.inf
     if box is not None: down, up = (side.clamp_min(0) for side in _sides("like", like, x, box, check))

@@ -370,15 +370,15 @@ def test_bad_input_to_parts():
     check_labels(Y[:0], 0, 3)
 
 def test_logits_that_look_like_probabilities():
-    check_logits(torch.tensor([[0.2, 0.8], [0.2, 0.9]]), 2)                   # one row that sums to 1 proves nothing
-    check_logits(torch.tensor([[-1., 2.], [0.5, 0.5]]), 2)
-    check_logits(torch.tensor([[0.5, 0.5]]), 1, values=False)
-    check_logits(torch.randn(50, 10, generator=torch.Generator().manual_seed(0)).log_softmax(1), 50)
+    check_logits(torch.tensor([[0.2, 0.8], [0.2, 0.9]]), 2, values=True)                   # one row that sums to 1 proves nothing
+    check_logits(torch.tensor([[-1., 2.], [0.5, 0.5]]), 2, values=True)
+    check_logits(torch.tensor([[0.5, 0.5]]), 1)
+    check_logits(torch.randn(50, 10, generator=torch.Generator().manual_seed(0)).log_softmax(1), 50, values=True)
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         for k in (2, 10, 1000):
             z = torch.randn(50, k, generator=torch.Generator().manual_seed(0)) * 5
-            with pytest.raises(ValueError, match='got probabilities'): check_logits(z.softmax(1).to(dtype), 50)
-            check_logits(z.to(dtype), 50)
+            with pytest.raises(ValueError, match='got probabilities'): check_logits(z.softmax(1).to(dtype), 50, values=True)
+            check_logits(z.to(dtype), 50, values=True)
 
 @pytest.mark.parametrize('alive, warned', [(0, True), (1, True), (2, False), (4, False)])
 def test_zero_gradients_warn(alive, warned):
