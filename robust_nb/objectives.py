@@ -33,7 +33,7 @@ class Standard:
         y,          # labels, shape (n,)
         index=None, # which samples of the data set these are, shape (n,)
     ):
-        "The mean cross-entropy, a scalar; its `logs` hold the accuracy. Raises `ValueError` for wrong shapes."
+        "The mean cross-entropy, a scalar; its `logs` hold the accuracy. `ValueError` for wrong shapes and wrong labels."
         check_labels(y, len(x))
         return _mean_loss(logits_of(model, x), y)
 

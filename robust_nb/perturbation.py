@@ -86,7 +86,7 @@ def check_logits(
         if not bad.any(): continue
         got = f"got {name} logits for {int(bad.sum())} of {n} samples"
         raise ValueError(f"model must return numbers, {got}: all must be finite")
-    if shares.all(): raise ValueError("model must return logits, got probabilities (rows sum to 1): leave out the softmax")
+    if shares.all(): raise ValueError("model must return logits, got probabilities (rows sum to 1): leave softmax out")
 
 # %% ../nbs/library/01_perturbation.ipynb #2fd65241
 def logits_of(
