@@ -6,7 +6,7 @@
 __all__ = ['History', 'memory_kept', 'fit']
 
 # %% ../nbs/library/07_training.ipynb #5e641845
-import contextlib, ctypes, logging, math, numbers, os, re, threading, time
+import contextlib, copy, ctypes, hashlib, inspect, logging, math, numbers, os, re, threading, time, types
 from pathlib import Path
 import torch
 from fastcore.basics import patch
@@ -15,7 +15,7 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .data import Data, Split, pick_device
 from .evaluation import accuracy
 from .perturbation import check_labels, check_logits, in_mode
-from .uncertainty import check_batch
+from .uncertainty import UncertaintySet, check_batch
 
 # %% ../nbs/library/07_training.ipynb #c2e1170d
 def _step(model, objective, opt, batch, half):
@@ -74,36 +74,35 @@ class History(list):
 class _Run:
     "A training run: all that must be kept to go on as if nothing had happened"
     def __init__(self, model, objective, opt, generators, seed, path, about):
-        self.model, self.objective, self.opt, self.generators = model, objective, opt, generators
-        self.path, self.about, self.epoch, self.step = path, about, 0, 0
-        self.history, self.order = History(), torch.Generator().manual_seed(seed)
-
-    def end_epoch(self, row):
-        self.epoch += 1
-        self.history.append(row)
-        self.save()
+        self.model, self.objective, self.opt, self.path, self.about = model, objective, opt, path, about
+        self.epoch, self.step, self.history = 0, 0, History()
+        self.order = torch.Generator().manual_seed(seed)
+        self.generators = [self.order, *generators]
 
     def parts(self):
         "Whatever has a state of its own"
         parts = dict(model=self.model, optimiser=self.opt, objective=self.objective)
         return {k: v for k, v in parts.items() if hasattr(v, "state_dict")}
 
-    def save(self):
-        if not self.path: return
-        save_checkpoint(self.path, **{k: v.state_dict() for k, v in self.parts().items()},
-                        epoch=self.epoch, step=self.step, history=list(self.history), about=self.about,
-                        random=[g.get_state() for g in (self.order, *self.generators)])
+    def state(self):
+        "All of it"
+        return dict({k: v.state_dict() for k, v in self.parts().items()}, epoch=self.epoch, step=self.step,
+                    history=list(self.history), about=self.about, random=[g.get_state() for g in self.generators])
 
-    def load(self, epochs):
-        state = load_checkpoint(self.path)
-        self.refuse(state, epochs)
+    def restore(self, state):
         for k, v in self.parts().items(): v.load_state_dict(state[k])
         self.epoch, self.step, self.history = state["epoch"], state["step"], History(state["history"])
-        for g, s in zip((self.order, *self.generators), state["random"]): g.set_state(s)
+        for g, s in zip(self.generators, state["random"], strict=True): g.set_state(s)
+
+    def save(self):
+        if self.path: save_checkpoint(self.path, **self.state())
+
+    def end_epoch(self, row):
+        self.epoch += 1
+        self.history.append(row)
+        self.save()
 
 # %% ../nbs/library/07_training.ipynb #1db1b01f
-def _name(objective): return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(objective))   # an address differs in each process
-
 def _generators(device):
     "The random number generators that a step may use: the CPU's, and the device's own"
     own = []
@@ -115,20 +114,73 @@ def _generators(device):
 
 # %% ../nbs/library/07_training.ipynb #33545e79
 @patch
+def load(self:_Run, epochs):
+    "Goes on from the file: all of it, or nothing. Raises `ValueError` for another run, or what does not fit."
+    state, found = load_checkpoint(self.path), copy.deepcopy(self.state())
+    self.refuse(state, epochs)
+    try:
+        self.restore(state)
+        _check_momentum(self.opt)
+    except Exception as e:
+        self.restore(found)
+        raise ValueError(f"{self.path} is damaged, or not a checkpoint of fit: {e}") from e
+
+@patch
 def refuse(self:_Run, state, epochs):
     "Raises `ValueError` unless `state` is a checkpoint of this very run, and not beyond `epochs`"
-    needed = {"about", "epoch", "step", "history", "random", *self.parts()}
-    if not needed <= state.keys(): raise ValueError(f"{self.path} is not a checkpoint of fit")
-    differ = _differences(state["about"], self.about)
-    if differ: raise ValueError(f"{self.path} belongs to another run: " + "; ".join(differ))
-    differ = _differences(_shapes(state["model"]), _shapes(self.model.state_dict()))
-    if differ: raise ValueError(f"{self.path} belongs to another model: {differ[0]}")
+    wrong = [k for k in (*_KINDS, *self.parts()) if k not in state or not isinstance(state[k], _KINDS.get(k, object))]
+    if not wrong and not _is_history(state["history"], state["epoch"]): wrong = ["history"]
+    if wrong: raise ValueError(f"{self.path} is not a checkpoint of fit, or damaged: see its entry {wrong[0]!r}")
+    for what, old, new in (("run", state["about"], self.about),
+                           ("model", _shapes(state["model"]), _shapes(self.model.state_dict()))):
+        differ = [f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in old | new if old.get(k) != new.get(k)]
+        if differ: raise ValueError(f"{self.path} belongs to another {what}: {'; '.join(differ[:4])}")
     if state["epoch"] > epochs: raise ValueError(f"epochs is {epochs}, but {self.path} holds {state['epoch']} already")
 
-def _differences(old, new):
-    return [f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in old | new if old.get(k) != new.get(k)]
+_KINDS = dict(model=dict, optimiser=dict, epoch=int, step=int, history=list, about=dict, random=list)
+
+def _is_history(rows, epochs):
+    if len(rows) != epochs or not all(isinstance(row, dict) for row in rows): return False
+    return all(row.get("epoch") == k for k, row in enumerate(rows, 1)) and all(
+        isinstance(v, (int, float)) for row in rows for v in row.values())
 
 def _shapes(state): return {k: f"{v.dtype} {tuple(v.shape)}" for k, v in state.items() if isinstance(v, torch.Tensor)}
+
+def _check_momentum(opt):
+    for p, state in opt.state.items():
+        if any(v is not None and v.shape != p.shape for v in state.values()):
+            raise ValueError("the optimiser's momentum has other shapes than the weights")
+
+# %% ../nbs/library/07_training.ipynb #a53cee71
+def _name(o):
+    text = o if isinstance(o, str) else repr(o)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)    # an address differs in each process
+
+def _about(model, objective, train, test):
+    "What a checkpoint must share with a run, besides the settings"
+    said = dict(objective=_name(objective), data=train.digest(), test_data=test and test.digest())
+    said["digest of the objective"] = hashlib.sha256(_unsaid(objective).encode()).hexdigest()[:16]
+    modules = {f"module {k!r}": f"{type(m).__name__}({_name(m.extra_repr())})" for k, m in model.named_modules()}
+    return said | modules
+
+def _unsaid(o):
+    "What `repr` does not say of an objective, the same in each process: tensors of its sets, code of its functions"
+    if isinstance(o, types.FunctionType):
+        inside = inspect.getclosurevars(o).nonlocals.items()
+        inside = {k: v for k, v in inside if isinstance(v, (numbers.Number, str))}
+        return f"{o.__module__} {o.__qualname__} {_code(o.__code__)} {_name(o.__defaults__)} {inside}"
+    if isinstance(o, torch.Tensor): return hashlib.sha256(o.detach().cpu().double().numpy().tobytes()).hexdigest()
+    if isinstance(o, UncertaintySet): return _name({k: _unsaid(v) or v for k, v in vars(o).items()})
+    instance = callable(o) and hasattr(o, "__dict__") and not isinstance(o, (type, torch.nn.Module))
+    inside = o if isinstance(o, dict) else vars(o) if instance else {}
+    inside = {k: _unsaid(v) for k, v in inside.items() if not isinstance(v, torch.Tensor)}     # its own may be state
+    return "".join(f"{k}: {v}; " for k, v in inside.items() if v)
+
+def _code(c):
+    "Bytecode, names and constants, functions inside included"
+    inside = [_code(o) if isinstance(o, types.CodeType) else sorted(o, key=repr) if isinstance(o, frozenset) else o
+              for o in c.co_consts]
+    return f"{c.co_code.hex()} {c.co_names} {inside}"
 
 # %% ../nbs/library/07_training.ipynb #47d92d36
 _open, _lock = [], threading.Lock()   # the limits of the blocks that are open, in any thread
@@ -164,7 +216,7 @@ def memory_kept(
 
 # %% ../nbs/library/07_training.ipynb #48409df8
 def fit(
-    model,              # an `nn.Module` that maps x to logits; trained in place
+    model,              # an `nn.Module` that maps x to logits; trained in place, and no gradient is left in it
     data,               # a `Data` (its test split is measured after each epoch, only for the history), or a `Split`
     objective,          # called as objective(model, x, y, index): `Standard()`, `Robust(Linf(0.1))` …
     *,
@@ -179,7 +231,7 @@ def fit(
     device="auto",      # "auto", or anything that `torch.device` takes
     precision="auto",   # "float32", "bfloat16" (the model's passes), or "auto": bfloat16 where a CUDA device has it
     checkpoint=None,    # a folder that holds the state after each epoch, in `last.pt`
-    resume=False,       # go on from that state, if there is one
+    resume=False,       # go on from that state, if there is one; without this a state that is there is an error
     seed=0,             # of the order of the data, and of dropout and random starts
     progress=True,      # show a progress bar
 ):
@@ -187,26 +239,26 @@ def fit(
     epochs, batch_size, seed = _integers(epochs=epochs, batch_size=batch_size, seed=seed)
     how = _reals(lr_decay=lr_decay) | dict(batch_size=batch_size, shuffle=bool(shuffle), seed=seed)
     sgd = _reals(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
-    device, path = pick_device(device), _file(checkpoint, resume)
+    device, path = _device(device), _file(checkpoint, resume)
     half, generators = _bfloat16(precision, device), _generators(device)
     _check_types(model, objective)
     train, test = _splits(data, device)
     with _as_found(model, generators), memory_kept() if device.type == "cpu" else contextlib.nullcontext():
+        _check_fit(model.to(device), train, test, batch_size)
         for g in generators: g.manual_seed(seed)
-        _prepare(model.to(device), objective, train, test)
-        about = sgd | how | dict(objective=_name(objective), bfloat16=half, data=train.digest() if path else None)
+        _begin(objective, train)
+        about = sgd | how | dict(bfloat16=half) | (_about(model, objective, train, test) if path else {})
         opt = torch.optim.SGD(model.parameters(), **sgd, fused=device.type in ("cpu", "cuda"))
         run = _Run(model, objective, opt, generators, seed, path, about)
         run.load(epochs) if resume and path.is_file() else run.save()
         rate = lambda step: sgd["lr"] / (1 + step * how["lr_decay"])
-        with _bar(progress, about["objective"], run.step, epochs * math.ceil(len(train) / batch_size)) as bar:
+        with _bar(progress, _name(objective), run.step, epochs * math.ceil(len(train) / batch_size)) as bar:
             while run.epoch < epochs:
                 row = _epoch(run, train.batches(batch_size, shuffle, run.order), rate, half, bar)
                 _check_finite(model, row, path)
                 if test is not None: row["test_accuracy"] = accuracy(model, test.x, test.y)
                 run.end_epoch(row)
                 bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k != "epoch"})
-        opt.zero_grad()
         return run.history
 
 # %% ../nbs/library/07_training.ipynb #bab283d1
@@ -216,9 +268,10 @@ def _bar(progress, name, done, total):
 def _integers(**values):
     "The values as `int`s: at least 1, the seed at least 0"
     for name, v in values.items():
-        low = int(name != "seed")
-        if isinstance(v, bool) or not isinstance(v, numbers.Integral) or not low <= v < 1 << 63:
-            raise ValueError(f"{name} must be an integer of at least {low}, got {v!r}")
+        low, whole = int(name != "seed"), isinstance(v, numbers.Integral) and not isinstance(v, bool)
+        if whole and low <= v < 1 << 63: continue
+        allowed = "below 2^63" if whole and v > 0 else f"of at least {low}"
+        raise ValueError(f"{name} must be an integer {allowed}, got {v!r}")
     return [int(v) for v in values.values()]
 
 _ALLOWED = dict(lr=("finite and positive", lambda v: 0 < v < math.inf), momentum=("in [0, 1)", lambda v: 0 <= v < 1),
@@ -233,11 +286,19 @@ def _reals(**values):
     return {name: float(v) for name, v in values.items()}
 
 # %% ../nbs/library/07_training.ipynb #5aac1303
+def _device(device):
+    picked = pick_device(device)
+    if picked.type == "meta": raise ValueError("device must be one that computes, got 'meta', which holds no values")
+    return picked
+
 def _file(checkpoint, resume):
     if resume and not checkpoint: raise ValueError("resume=True needs checkpoint=, the folder of the run to go on with")
     if not checkpoint: return None
-    if isinstance(checkpoint, (str, os.PathLike)): return Path(checkpoint)/"last.pt"
-    raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}")
+    if not isinstance(checkpoint, (str, os.PathLike)):
+        raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}")
+    path = Path(checkpoint)/"last.pt"
+    if resume or not path.exists(): return path
+    raise FileExistsError(f"checkpoint: {path} holds a state: say resume=True to go on, or name another folder")
 
 def _bfloat16(precision, device):
     allowed = ("auto", "float32", "bfloat16")
@@ -263,29 +324,43 @@ def _check_types(model, objective):
 
 @contextlib.contextmanager
 def _as_found(model, generators):
-    "After the block the modes of all modules, the layout of weights and the random number generators are as they were"
+    "After the block modes, layout of weights and random number generators are as they were, and no gradient is left"
     plain = [p for p in model.parameters() if p.is_contiguous()]
     modes, states = [(m, m.training) for m in model.modules()], [g.get_state() for g in generators]
     if not model.training: model.train()         # else its modules know best: a frozen BatchNorm stays frozen
     try: yield
     finally:
         for m, mode in modes: m.training = mode
+        for p in model.parameters(): p.grad = None
         for p in plain: p.data = p.data.contiguous()      # not left as `channels_last`, which refuses `view`
         for g, s in zip(generators, states): g.set_state(s)
 
 # %% ../nbs/library/07_training.ipynb #1abfadac
-def _prepare(model, objective, train, test):
-    "Raises unless model, objective and data fit together; gives convolutions the memory layout that they want"
+def _check_fit(model, train, test, batch_size):
+    "Raises unless model and data fit together; gives convolutions the memory layout that they want"
     classes = _classes(model, train.x[:2])
     for name, split in dict(train=train, test=test).items():
         if split is None: continue
         check_batch(f"data.{name}.x", split.x)
         check_labels(split.y, len(split), classes)
-        if split.x.shape[1:] == train.x.shape[1:]: continue
-        raise ValueError(f"data.test.x must have the shape of data.train.x but for n, got {tuple(split.x.shape)}")
+    if test is not None and (test.x.shape[1:], test.x.dtype) != (train.x.shape[1:], train.x.dtype):
+        raise ValueError("data.test.x must have the shape of data.train.x but for n, and its type, "
+                         f"got {tuple(test.x.shape)} and {test.x.dtype}")
+    _check_last_batch(model, train.x[:1], len(train), batch_size)
+    _channels_last(model, train.x[:2])
+
+def _begin(objective, train):
     if hasattr(objective, "prepare"): objective.prepare(train.x, train.y)
     if hasattr(objective, "on_epoch"): objective.on_epoch(0)
-    _channels_last(model, train.x[:2])
+
+def _check_last_batch(model, one, n, batch_size):
+    "Raises `ValueError` where some batch has one sample only, and the model refuses that, as batch normalisation does"
+    if n % batch_size != 1 and batch_size > 1: return
+    try:
+        with in_mode(model, "train"), torch.no_grad(): model(one)
+    except ValueError as e:
+        raise ValueError(f"batch_size = {batch_size} leaves one of the {n} training samples alone in a batch, and the "
+                         f"model refuses it ({e}): choose another batch_size, or leave a sample out") from e
 
 def _classes(model, x):
     "How many logits the model returns. Raises `ValueError` where it cannot take the samples `x`."

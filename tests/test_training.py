@@ -1,5 +1,5 @@
 "The training loop where a page would be the wrong place: interruptions at every point, foreign files, hidden waiting for the device, odd models."
-import copy, subprocess, sys, threading
+import copy, os, platform, subprocess, sys, threading
 from types import SimpleNamespace
 import nbformat
 import numpy as np
@@ -131,6 +131,10 @@ def test_more_epochs_and_a_finished_run(tmp_path):
     model, again = train(Cut(Standard(), at=1), epochs=4, model=conv(1), checkpoint=tmp_path, resume=True)     # not one step
     assert same(model, whole) and list(again) == list(resumed)
 
+class Noted(Cut):
+    "One that says nothing of what it wraps"
+    def __repr__(self): return "Noted()"
+
 class Grows(Robust):
     "A radius that follows from the epoch alone"
     def on_epoch(self, epoch): self.U = self.U.with_radius(0.05 * epoch)
@@ -151,6 +155,7 @@ def test_objectives_that_change_are_resumed(tmp_path, make):
     for objective in (make(), first):
         model, resumed = train(objective, epochs=4, checkpoint=tmp_path, resume=True)
         assert same(model, whole) and rows(resumed) == rows(history)
+        (tmp_path/"last.pt").unlink()
         train(make(), epochs=2, checkpoint=tmp_path)
 
 def test_on_epoch_is_called_once_before_each_epoch():
@@ -166,6 +171,63 @@ def test_settings_may_be_numpy_numbers(tmp_path):
     kw = dict(epochs=np.int64(1), batch_size=np.int32(8), lr=np.float64(0.05), momentum=np.float32(0.5), seed=np.int64(2), checkpoint=tmp_path)
     train(**kw)
     train(**kw | dict(epochs=2), resume=True)
+
+def ce(z, y): return F.cross_entropy(z, y, reduction="none")
+def scaled(c): return lambda z, y: c * ce(z, y)
+def toy(seed): return Data("toy", some(), some(seed=seed), [str(k) for k in range(CLASSES)])
+
+# first run, second run, what the error says
+DIFFERENT = dict(
+    radii=(dict(objective=Robust(Linf(torch.linspace(0, 0.1, 37)))), dict(objective=Robust(Linf(torch.linspace(0, 0.2, 37)))), "digest of the objective was"),
+    code=(dict(objective=Robust(Linf(0.1), loss=lambda z, y: ce(z, y))), dict(objective=Robust(Linf(0.1), loss=lambda z, y: 2 * ce(z, y))), "digest of the objective was"),
+    closure=(dict(objective=Robust(Linf(0.1), loss=scaled(1))), dict(objective=Robust(Linf(0.1), loss=scaled(2))), "digest of the objective was"),
+    function=(dict(objective=lambda m, x, y, i: F.cross_entropy(m(x), y)), dict(objective=lambda m, x, y, i: F.cross_entropy(m(x), y, label_smoothing=0.1)), "digest of the objective was"),
+    wrapped=(dict(objective=Noted(Robust(L2(torch.linspace(0, 1, 37))))), dict(objective=Noted(Robust(L2(torch.linspace(0, 2, 37))))), "digest of the objective was"),
+    dropout=(dict(model=conv(dropout=0.1)), dict(model=conv(dropout=0.2)), r"module '3' was 'Dropout\(p=0.1, inplace=False\)', now 'Dropout\(p=0.2"),
+    activation=(dict(model=nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(64, CLASSES))), dict(model=nn.Sequential(nn.Flatten(), nn.Tanh(), nn.Linear(64, CLASSES))), "module '1' was 'ReLU"),
+    test=(dict(data=toy(1)), dict(data=toy(2)), "test_data was"), no_test=(dict(data=toy(1)), dict(), "test_data was .*, now None"))
+
+@pytest.mark.parametrize("one, other, says", DIFFERENT.values(), ids=DIFFERENT)
+def test_what_repr_does_not_show_tells_runs_apart(tmp_path, one, other, says):
+    train(epochs=1, checkpoint=tmp_path, **copy.deepcopy(one))
+    train(epochs=2, checkpoint=tmp_path, resume=True, **copy.deepcopy(one))
+    raw = (tmp_path/"last.pt").read_bytes()
+    with pytest.raises(ValueError, match=says): train(epochs=3, checkpoint=tmp_path, resume=True, **copy.deepcopy(other))
+    assert (tmp_path/"last.pt").read_bytes() == raw
+
+def test_the_digest_of_an_objective_is_the_same_in_each_process():
+    code = "import torch\nimport torch.nn.functional as F\nfrom robust_nb.objectives import Robust\nfrom robust_nb.training import _unsaid\nfrom robust_nb.uncertainty import Linf\n" \
+           "print(_unsaid(Robust(Linf(torch.ones(3)), loss=lambda z, y: F.cross_entropy(z, y, reduction='sum') if str(y.dtype) in {'a', 'b', 'c'} else (lambda: 2)())))"
+    said = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ, PYTHONHASHSEED=str(k))).stdout for k in range(3)}
+    assert len(said) == 1 and len(said.pop()) > 200
+
+def test_a_state_that_is_there_is_not_replaced(tmp_path):
+    train(epochs=1, checkpoint=tmp_path)
+    raw, model, objective = (tmp_path/"last.pt").read_bytes(), conv(1), Cut(Standard())
+    with pytest.raises(FileExistsError, match="last.pt holds a state: say resume=True to go on, or name another folder"): train(objective, model=model, checkpoint=tmp_path)
+    assert (tmp_path/"last.pt").read_bytes() == raw and same(model, conv(1)) and objective.calls == 0
+
+def momentum(state): return next(iter(state["optimiser"]["state"].values()))
+def set_momentum(value): return lambda s: momentum(s).update(momentum_buffer=value)
+
+WRONG = dict(
+    optimiser=lambda s: s.update(optimiser={}), optimiser_kind=lambda s: s.update(optimiser=[1]), groups=lambda s: s["optimiser"].update(param_groups=[]), momentum=set_momentum(torch.zeros(2)),
+    momentum_kind=set_momentum("a"), random_length=lambda s: s.update(random=s["random"][:1]), random_more=lambda s: s.update(random=s["random"] * 2), random_size=lambda s: s.update(random=[r[:10] for r in s["random"]]),
+    random_kind=lambda s: s.update(random=[1, 2]), random_type=lambda s: s.update(random=[r.float() for r in s["random"]]), history=lambda s: s.update(history=5), history_rows=lambda s: s.update(history=[1, 2]),
+    history_values=lambda s: s["history"][0].update(loss="low"), history_length=lambda s: s.update(history=s["history"][:1]), epoch=lambda s: s.update(epoch="2"), step=lambda s: s.update(step=None), about=lambda s: s.update(about=3),
+    model=lambda s: s.update(model=None), model_entry=lambda s: s["model"].update({"0.weight": 5}), objective=lambda s: s.update(objective={}), objective_kind=lambda s: s.update(objective=7), missing=lambda s: s.pop("random"))
+
+@pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
+def test_a_well_formed_file_with_wrong_entries_changes_nothing(tmp_path, change):
+    train(Counts(), epochs=2, checkpoint=tmp_path)
+    f = tmp_path/"last.pt"
+    state = torch.load(f, weights_only=True)
+    state.pop("format"); change(state)
+    save_checkpoint(f, **state)
+    model, objective, before = conv(1), Counts(), torch.get_rng_state()
+    with pytest.raises(ValueError, match="last.pt"): train(objective, epochs=3, model=model, checkpoint=tmp_path, resume=True)
+    assert same(model, conv(1)) and objective.weight == Counts.weight * 0.7 and torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in model.parameters())
 
 FOREIGN = dict(
     lr=(dict(lr=0.1), "lr was 0.05, now 0.1"), seed=(dict(seed=1), "seed was 0, now 1"), batch=(dict(batch_size=9), "batch_size was 8"), shuffle=(dict(shuffle=False), "shuffle was True"),
@@ -277,6 +339,24 @@ def test_bfloat16_trains():
     assert min(found.values()) > 0.85 and abs(found["float32"] - found["bfloat16"]) < 0.04
 
 # Memory that is kept
+
+def test_memory_that_is_kept_costs_no_page_faults():
+    "A fresh process takes and frees 64 MB again and again: page faults before, inside and after a block"
+    if platform.libc_ver()[0] != "glibc": pytest.skip("the allocator is not glibc's")
+    script = """
+import resource, torch
+from robust_nb.training import memory_kept
+def faults(rounds):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds): a = [torch.ones(2_000_000) for _ in range(8)]; del a
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+before = faults(10)
+with memory_kept(): faults(1); inside = faults(10)
+print(before, inside, faults(10))
+"""
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    before, inside, after = map(int, said.split())
+    assert inside < before / 10 and after < 1.5 * before
 
 def test_blocks_nest_across_threads(monkeypatch):
     told = []
@@ -419,6 +499,10 @@ def test_per_sample_radii_follow_their_samples():
     (dict(data=Data("toy", some(), some(shape=(1, 9, 9)), ["a"])), ValueError, "data.test.x must have the shape of data.train.x"),
     (dict(data=Data("toy", some(), Split(some().x, some().y + 1), ["a"])), ValueError, "y must lie in 0 … 3"),
     (dict(data=Data("toy", some(), Split(some().x * float("inf"), some().y), ["a"])), ValueError, "data.test.x must be finite"),
+    (dict(data=Data("toy", some(), Split(some().x.double(), some().y), ["a"])), ValueError, r"data.test.x must have .* its type, got \(37, 1, 8, 8\) and torch.float64"),
+    (dict(data=Split(some().x.double(), some().y)), ValueError, "model cannot take samples of shape .* and torch.float64"),
+    (dict(device="meta"), ValueError, "device must be one that computes, got 'meta'"),
+    (dict(seed=1 << 63), ValueError, "seed must be an integer below 2"),
     (dict(data=Split(some().x, some().y - 1)), ValueError, "y must lie in 0 … 3"),
     (dict(data=Split(some().x + 1, some().y), objective=AdversarialMix(Linf(0.1))), ValueError, "x must lie in box"),
     (dict(objective=Robust(Linf(0.1), steps=0)), ValueError, "steps must be an integer"),
@@ -436,6 +520,42 @@ def test_bad_arguments(kw, error, says):
     model, before = kw["model"], copy.deepcopy(kw["model"])
     with pytest.raises(error, match=says): fit(**dict(data=some(), epochs=1, batch_size=8, device="cpu", progress=False) | kw)
     assert same(model, before) and all(p.grad is None for p in model.parameters())
+
+def test_no_gradient_is_left_after_an_error():
+    model = conv()
+    class Stops(Standard):
+        calls = 0
+        def __call__(self, *args):
+            self.calls += 1
+            if self.calls == 3: raise RuntimeError("stop")
+            return super().__call__(*args)
+    with pytest.raises(RuntimeError, match="stop"): train(Stops(), model=model)
+    assert all(p.grad is None for p in model.parameters())
+
+@pytest.mark.parametrize("n, batch_size", [(37, 36), (37, 12), (37, 1), (1, 8)])
+def test_a_sample_alone_in_a_batch(n, batch_size):
+    class Flat(nn.Sequential): pass
+    def model(): torch.manual_seed(0); return Flat(nn.Flatten(), nn.BatchNorm1d(64), nn.Dropout(), nn.Linear(64, CLASSES))
+    m, objective = model(), Cut(Standard())
+    with pytest.raises(ValueError, match=f"batch_size = {batch_size} leaves one of the {n} training samples alone.*choose another batch_size"):
+        train(objective, model=m, data=some(n), batch_size=batch_size)
+    assert same(m, model()) and objective.calls == 0
+    frozen = model(); frozen[1].eval()
+    for works in (frozen, conv()): train(model=works, data=some(n), batch_size=batch_size, epochs=1)    # one image is many values per channel
+
+def test_the_look_at_the_last_batch_draws_nothing():
+    "The same bits as from a loop that does not look: dropout, and one sample in the last batch"
+    def dense(): torch.manual_seed(0); return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.Dropout(), nn.Linear(20, CLASSES))
+    data, a, b = some(37), dense(), dense()
+    train(model=a, batch_size=12, epochs=1)
+    opt, order = torch.optim.SGD(b.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True), torch.Generator().manual_seed(0)
+    state = torch.get_rng_state(); torch.manual_seed(0)
+    for t, (x, y, _) in enumerate(data.batches(12, generator=order)):
+        opt.param_groups[0]["lr"] = 0.05 / (1 + 5e-6 * t)
+        loss = F.cross_entropy(b(x), y)
+        opt.zero_grad(); loss.backward(); opt.step()
+    torch.set_rng_state(state)
+    assert same(a, b)
 
 def test_inside_no_grad():
     with torch.no_grad(), pytest.raises(ValueError, match="inside torch.no_grad"): train()
