@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'NAMES', 'SETS', 'BOXES', 'SGD', 'CURVE', 'FILE', 'ROWS', 'objective', 'digits', 'pack', 'unpack', 'measure',
-           'sizes', 'run', 'control', 'collect', 'table', 'markdown', 'figures', 'check_writable', 'mnist']
+           'sizes', 'run', 'control', 'collect', 'table', 'markdown', 'hits_of', 'members', 'figures', 'check_writable',
+           'mnist']
 
 # %% ../nbs/library/09_reproduce.ipynb #633cf952
 import base64, binascii, io, json, logging, os, platform, re, shutil, time
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from . import __version__
 from .checkpoint import write_atomically
-from .data import Data, load, standardise
+from .data import Data, load, pick_device, standardise
 from .evaluation import AdversarialCollection, accuracy_curve, correct, robust_correct, weights_digest
 from .models import MNISTNet, load_net, save_net
 from .objectives import Robust, Standard
@@ -51,6 +52,8 @@ def digits(
     if recipe not in SETS: raise ValueError(f"recipe must be one of {tuple(SETS)}, got {recipe!r}")
     if data not in ("mnist5k", "mnist", "cifar10") and not Path(data).is_dir():
         raise ValueError(f"data must be mnist5k, mnist, or a folder that holds train/ and test/, got {str(data)!r}")
+    if pick_device(device).type == "meta":
+        raise ValueError("device must be one that computes, got 'meta', which holds no values")
     d = load(data, root, device, download=download)
     shape = tuple(d.train.x.shape[1:])
     if shape != (1, 28, 28) or len(d.classes) > 10:
@@ -114,9 +117,10 @@ def sizes(
 # %% ../nbs/library/09_reproduce.ipynb #a42f2f1e
 def _check_integers(**given):
     for name, v in given.items():
-        low = 0 if name == "seed" else 1
-        if isinstance(v, bool) or not isinstance(v, (int, np.integer)) or v < low:
-            raise ValueError(f"{name} must be an integer of at least {low}, got {v!r}")
+        low, whole = int(name != "seed"), isinstance(v, (int, np.integer)) and not isinstance(v, bool)
+        if whole and low <= v < 1 << 63: continue
+        allowed = "below 2^63" if whole and v > 0 else f"of at least {low}"
+        raise ValueError(f"{name} must be an integer {allowed}, got {v!r}")
 
 def _settings(net, data, epochs, seed, precision):
     "What makes a run: two runs with equal settings are the same run"
@@ -179,7 +183,7 @@ def _collection(model, data, settings, out):
     "The collection of this seed: made by the baseline, read by the others"
     file = out/f"A-{settings['seed']}.safetensors"
     if model is None: return AdversarialCollection.load(file)
-    sets = SETS[data.recipe].values()
+    sets = list(SETS[data.recipe].values())
     A = AdversarialCollection.build(model, data.test.x, data.test.y, sets, recipe=data.recipe, box=data.box)
     A.save(file)
     return A
@@ -188,9 +192,9 @@ def _collection(model, data, settings, out):
 def _measured(model, A, data, settings, out):
     "All that is known of a trained net; the baseline makes A first"
     if A is None: A = _collection(model, data, settings, out)
-    members = torch.bincount(A.norm, minlength=len(A.sets)).tolist()
+    by_set = torch.bincount(A.norm, minlength=len(A.sets)).tolist()
     result = dict(config=settings, weights=weights_digest(model), baseline=A.baseline)
-    result |= dict(A_by_set=dict(zip(SETS[data.recipe], members)), **measure(model, A, data))
+    result |= dict(A_by_set=dict(zip(SETS[data.recipe], by_set)), **measure(model, A, data))
     if settings["net"] == "baseline" and result["test"]["correct"]: result["A_sizes"] = sizes(model, data)
     return result
 
@@ -292,6 +296,24 @@ def markdown(
     lines.insert(1, tuple("-" * w for w in width))
     return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, width)) + " |" for line in lines) + "\n"
 
+# %% ../nbs/library/09_reproduce.ipynb #0bd83b58
+def hits_of(
+    result, # what `run` or `control` returned, or one of its parts `result["one_step"][…]`
+    where,  # "test", "A", or a set such as "linf" of `one_step`
+):
+    "Which points are correct, boolean, shape (n,)"
+    return unpack(result[where]["bits"], result[where]["n"])
+
+def members(
+    baseline, # what `run` returned for the baseline
+):
+    "The test point that each member of its A comes from, int64, shape (n,). Raises `ValueError` where that is unknown."
+    right = hits_of(baseline, "test")
+    flipped = {k: right & ~hits_of(baseline["one_step"], k) for k in baseline["A_by_set"]}
+    if {k: int(v.sum()) for k, v in flipped.items()} != baseline["A_by_set"]:
+        raise ValueError("baseline must be the result of a baseline whose A is what its one step flips, set by set")
+    return torch.cat([v.nonzero().squeeze(1) for v in flipped.values()])
+
 # %% ../nbs/library/09_reproduce.ipynb #4ccb02b3
 def _save(fig, path):
     from robust_nb.plots import plt
@@ -310,9 +332,9 @@ def _pairs(model, A, x, i, limits, path):
 def _curves(runs, seed, recipe, path):
     from robust_nb.plots import plot_curves
     curves = {k: runs[k][seed]["curve"] for k in NAMES if seed in runs.get(k, {})}
-    unit = "pixels of [0, 1]" if recipe == "pixel" else "standard deviations"
+    unit = "pixel values" if recipe == "pixel" else "standard deviations"
     curves = {k: (c["radii"], c["accuracy"]) for k, c in curves.items()}
-    ax = plot_curves(curves, xlabel=f"radius r of the ℓ∞ step, {unit}")
+    ax = plot_curves(curves, xlabel=f"radius r of the ℓ∞ step, in {unit}")
     _save(ax.figure, path)
 
 # %% ../nbs/library/09_reproduce.ipynb #11d83425
