@@ -36,7 +36,7 @@ def _data_options(p, recipe):
     g.add_argument("--root", metavar="DIR", help="where those files lie (default: $ROBUST_NB_DATA, else ./data)")
     g.add_argument("--download", action="store_true", help="fetch those files into --root if they are missing")
     g.add_argument("--recipe", choices=tuple(SETS), default=recipe,
-                   help="units: pixel = images in [0, 1]; paper = padded and standardised, as the authors ran it "
+                   help="units: pixel = pixel values, 0 to 1; paper = padded and standardised, as the authors ran it "
                         f"(default: {recipe or 'that of the net'})")
 
 def _training_options(p, nets):
@@ -72,19 +72,25 @@ def _run(parser, main, argv, stopped):
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("robust_nb").setLevel(logging.WARNING if args.quiet else logging.INFO)
-    try: main(args)
+    try:
+        if not 0 <= args.seed < 1 << 63: raise ValueError(f"seed must be in 0 … 2^63 - 1, got {args.seed}")
+        main(args)
     except (ValueError, TypeError, OSError, FloatingPointError) as e:
         print(f"{parser.prog}: error: {_in_options(e, args)}", file=sys.stderr)
+        return 2
+    except RuntimeError as e:    # PyTorch's word for all that a device refuses, such as too much memory
+        said = str(e).strip().partition("\n")[0]
+        print(f"{parser.prog}: error: --device {args.device} failed: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: {stopped}", file=sys.stderr)
         return 130
     return 0
 
-def _check_file(path):
-    "Raises `OSError` unless a file can be written there, before the work is done"
-    if path.is_dir(): raise IsADirectoryError(f"out must name a file, but {path} is a folder")
-    check_writable(path.parent)
+def _file(name):
+    "The path that --out names. Raises `IsADirectoryError` for a folder."
+    if Path(name).is_dir(): raise IsADirectoryError(f"out must name a file, but {name or repr(name)} is a folder")
+    return Path(name)
 
 def _load(a, recipe): return digits(a.data, recipe, a.root, a.device, a.download)
 
@@ -139,17 +145,20 @@ def robust_train(
                         "linf 0.055, l2 and l1 0.55; with --recipe paper linf 0.2, l2 and l1 2)")
     g.add_argument("--steps", type=int, default=1, metavar="N",
                    help="ascent steps per batch; 1, the default, is the paper's Algorithm 1")
-    _output_options(p, "net.safetensors", "file for the net; its history goes beside it, as .json")
+    _output_options(p, "net.safetensors", "file for the net; its history goes beside it, as .history.json")
     return _run(p, _train, argv, "stopped; nothing was written")
 
 def _train(a):
-    out, log = Path(a.out), Path(a.out).with_suffix(".json")
-    if out == log: raise ValueError(f"out must not end in .json, which is the name of the history, got {a.out}")
+    out = _file(a.out)
+    log = out.with_name(f"{out.stem}.history.json")
     if a.steps < 1: raise ValueError(f"steps must be an integer of at least 1, got {a.steps}")
+    for name, given in dict(radius=a.radius is not None, steps=a.steps > 1).items():
+        if given and a.set == "none": raise ValueError(f"{name} must not be given with --set none, which has no ball")
     U = None if a.set == "none" else SETS[a.recipe][a.set]
     if U and a.radius is not None: U = U.with_radius(a.radius)
+    _check_history(log)
     d = _load(a, a.recipe)
-    for file in (out, log): _check_file(file)
+    check_writable(out.parent)
     torch.manual_seed(a.seed)
     net, objective = MNISTNet(a.recipe), Robust(U, box=d.box, steps=a.steps) if U else Standard()
     history = fit(net, d, objective, epochs=a.epochs, seed=a.seed, device=a.device, precision=a.precision,
@@ -157,6 +166,14 @@ def _train(a):
     save_net(net, out, dict(data=d.name, recipe=a.recipe, objective=repr(objective), epochs=a.epochs, seed=a.seed))
     write_atomically(log, (json.dumps(list(history), indent=1) + "\n").encode())
     print(f"{out}: {accuracy(net, d.test.x, d.test.y):.2%} of {len(d.test):,} clean test images of {d.name} correct")
+
+def _check_history(file):
+    "Raises `FileExistsError` where `file` is there and is something else: it would be lost"
+    if not file.exists(): return
+    try: rows = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError): rows = None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and {"epoch", "loss"} <= row.keys() for row in rows):
+        raise FileExistsError(f"out: {file} is there, and is not the history of a net; choose another name")
 
 TRAIN = """\
 Trains the paper's MNIST net and saves it: against the worst perturbation
@@ -207,7 +224,7 @@ def _evaluate(a):
     d = _load(a, recipe)
     if a.out and Path(a.out).resolve() in {Path(f).resolve() for f in (a.net, a.collection) if f}:
         raise ValueError(f"out must not be a file that is read, got {a.out}")
-    if a.out: _check_file(Path(a.out))
+    if a.out: check_writable(_file(a.out).parent)
     x, y, net = d.test.x, d.test.y, net.to(d.test.x.device)
     solver, rows = dict(steps=a.steps, box=d.box), {"clean": accuracy(net, x, y)}
     if a.random_start: solver |= dict(random_start=True, generator=torch.Generator(x.device).manual_seed(a.seed))

@@ -85,7 +85,7 @@ def test_reproduce(say, few, tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize('argv, words', [
     (['mnist', '--epochs', '0'], '--epochs must be an integer of at least 1, got 0'), (['mnist', '--seeds', '0'], '--seeds must be an integer of at least 1, got 0'),
-    (['mnist', '--seed', '-1'], '--seed must be'), (['mnist', '--data', 'mnist6k'], '--data must be'), (['mnist', '--device', 'cuda:99'], '--device must be'),
+    (['mnist', '--seed', '-1'], '--seed must be'), (['mnist', '--seed', str(1 << 63)], '--seed must be'), (['mnist', '--device', 'meta'], '--device must be one that computes'), (['mnist', '--data', 'mnist6k'], '--data must be'), (['mnist', '--device', 'cuda:99'], '--device must be'),
     (['mnist', '--data', 'mnist', '--root', 'nowhere'], '--root'), (['mnist', '--data', 'mnist', '--root', 'nowhere'], '--download'),
     (['cifar'], '--help'), ([], '--help'), (['mnist', '--recipe', 'pixels'], '--help')])
 def test_reproduce_refuses(say, no_training, tmp_path, monkeypatch, argv, words):
@@ -162,20 +162,50 @@ def test_ctrl_c(tmp_path, say, monkeypatch, caplog, digits):
 def test_train_and_evaluate(say, few, tmp_path):
     net = tmp_path/'net.safetensors'
     code, out, _ = say('train', '--epochs', '1', '--set', 'l1', '--out', net, '--quiet')
-    assert code == 0 and 'of 60 clean test images' in out and files(tmp_path) == ['net.json', 'net.safetensors']
+    assert code == 0 and 'of 60 clean test images' in out and files(tmp_path) == ['net.history.json', 'net.safetensors']
     assert 'L1(0.55)' in load_net(net).about['objective']
     code, out, _ = say('evaluate', net, '--set', 'l1', '--radius', '0.5', '2', '--steps', '2', '--random-start', '--out', tmp_path/'numbers.json')
     assert code == 0 and 'L1(2.0), 2 steps' in out
     assert list(json.loads((tmp_path/'numbers.json').read_text())['accuracy']) == ['clean', 'L1(0.5), 2 steps', 'L1(2.0), 2 steps']
 
+@pytest.mark.parametrize('other', ['{}', '[1]', '[{"epoch": 1}]', 'notes', '5'])
+def test_train_overwrites_no_other_file(say, few, no_training, tmp_path, other):
+    "The history has a name of its own, and what is there under it must be a history"
+    (tmp_path/'net.history.json').write_text(other)
+    refused(say('train', '--out', tmp_path/'net.safetensors'), '--out: ', 'net.history.json is there, and is not the history of a net')
+    assert files(tmp_path) == ['net.history.json'] and (tmp_path/'net.history.json').read_text() == other
+
+def test_train_leaves_other_json_alone(say, few, tmp_path):
+    (tmp_path/'net.json').write_text('mine')
+    for _ in range(2): assert say('train', '--epochs', '1', '--quiet', '--out', tmp_path/'net.safetensors')[0] == 0
+    assert files(tmp_path) == ['net.history.json', 'net.json', 'net.safetensors'] and (tmp_path/'net.json').read_text() == 'mine'
+
+SEED = str(1 << 63)
+@pytest.mark.parametrize('argv, words', [
+    (['train', '--seed', SEED], '--seed must be in 0 … 2^63 - 1'), (['evaluate', 'linf', '--random-start', '--seed', SEED], '--seed must be in'), (['evaluate', 'linf', '--seed', '-1'], '--seed must be in'),
+    (['train', '--out', '.'], '--out must name a file, but . is a folder'), (['train', '--out', '..'], '--out must name a file'), (['train', '--out', ''], '--out must name a file'), (['evaluate', 'linf', '--out', '.'], '--out must name a file'),
+    (['train', '--set', 'none', '--radius', '1'], '--radius must not be given with --set none'), (['train', '--set', 'none', '--steps', '3'], '--steps must not be given with --set none'),
+    (['train', '--device', 'meta'], '--device must be one that computes'), (['evaluate', 'linf', '--device', 'meta'], '--device must be one that computes')])
+def test_mistakes_name_their_option(say, no_training, tmp_path, monkeypatch, argv, words):
+    monkeypatch.chdir(tmp_path)
+    refused(say(*argv), words)
+    assert not files(tmp_path)
+
+def test_a_device_that_fails(say, few, monkeypatch, tmp_path):
+    def fit(*args, **kw): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB\nand much more')
+    monkeypatch.setattr(cli, 'fit', fit)
+    refused(say('train', '--out', tmp_path/'net.safetensors'), '--device auto failed: CUDA out of memory. Tried to allocate 2 GiB\n')
+    assert not files(tmp_path)
+
 @pytest.mark.parametrize('error, code', [(KeyboardInterrupt(), 130), (FloatingPointError('the loss is nan in epoch 1'), 2)])
 def test_failed_training_leaves_the_old_files(say, few, tmp_path, monkeypatch, error, code):
     def fit(*args, **kw): raise error
     monkeypatch.setattr(cli, 'fit', fit)
-    for o in ('net.json', 'net.safetensors'): (tmp_path/o).write_text('old')
+    old = {'net.history.json': '[{"epoch": 1, "loss": 2.0}]', 'net.json': 'mine', 'net.safetensors': 'old'}
+    for o, text in old.items(): (tmp_path/o).write_text(text)
     got, out, err = say('train', '--out', tmp_path/'net.safetensors')
     assert got == code and not out and len(err.strip().splitlines()) == 1
-    assert {o: (tmp_path/o).read_text() for o in files(tmp_path)} == {'net.json': 'old', 'net.safetensors': 'old'}
+    assert {o: (tmp_path/o).read_text() for o in files(tmp_path)} == old
 
 def test_images_of_another_size(say, tmp_path, no_training):
     Image = pytest.importorskip('PIL.Image')
