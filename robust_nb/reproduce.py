@@ -282,6 +282,7 @@ ROWS = dict(baseline="baseline", linf="robust ℓ∞", l2="robust ℓ2", l1="rob
 
 def _cell(counts):
     "Mean accuracy, its standard deviation over seeds, and the counts, as text"
+    if not counts: return "missing"
     p = [100 * c["correct"] / c["n"] for c in counts if c["n"]]
     spread = f" ± {np.std(p, ddof=1):.2f}" if len(p) > 1 else ""
     said = ", ".join(f"{c['correct']}/{c['n']}" for c in counts)
