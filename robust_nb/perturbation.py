@@ -79,13 +79,10 @@ def check_logits(
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ValueError(f"model must return logits of shape ({n}, K) with K at least 2, got {got}")
     if not values or not n: return
-    nan, infinite = logits.isnan().any(1), logits.isinf().any(1)
+    bad = int((~logits.isfinite()).any(1).sum())
+    if bad: raise ValueError(f"model must return finite logits, got NaN or infinity for {bad} of {n} samples")
     one = (logits.sum(1) - 1).abs() <= 1e-5 + torch.finfo(logits.dtype).eps
     shares = one & ((logits >= 0) & (logits <= 1)).all(1)
-    for name, bad in (("NaN", nan), ("infinite", infinite)):
-        if not bad.any(): continue
-        got = f"got {name} logits for {int(bad.sum())} of {n} samples"
-        raise ValueError(f"model must return numbers, {got}: all must be finite")
     if shares.all(): raise ValueError("model must return logits, got probabilities (rows sum to 1): leave softmax out")
 
 # %% ../nbs/library/01_perturbation.ipynb #2fd65241
@@ -94,12 +91,13 @@ def logits_of(
     x,            # samples, shape (n, ...)
     values=False, # also read the logits: on a GPU this waits for it
 ):
-    "The logits, checked. `TypeError` where the model's weights have another type than `x`; else as `check_logits`."
+    "The logits, checked. `TypeError` where the weights have another type or device than `x`; else as `check_logits`."
     try: logits = model(x)
     except RuntimeError as e:
-        types = {p.dtype for p in getattr(model, "parameters", list)() if p.is_floating_point()}
-        if not types or x.dtype in types: raise
-        raise TypeError(f"model has weights of {types.pop()}, but x is {x.dtype}: convert one of them ({e})") from e
+        weights = {(p.dtype, p.device) for p in getattr(model, "parameters", list)() if p.is_floating_point()}
+        if not weights or (x.dtype, x.device) in weights: raise
+        wanted, got = " or ".join(sorted(f"{t} on {d}" for t, d in weights)), f"{x.dtype} on {x.device}"
+        raise TypeError(f"x must have the type and device of the model's weights, {wanted}, got {got}") from e
     check_logits(logits, len(x), values)
     return logits
 

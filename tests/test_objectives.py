@@ -82,7 +82,7 @@ def test_no_label_is_ignored(objective, digits):
 
 @objectives
 def test_types_that_differ(objective, digits):
-    with pytest.raises(TypeError, match='model has weights of torch.float32, but x is torch.float64'): objective(pretrained('baseline'), digits.test.x[:8].double(), digits.test.y[:8])
+    with pytest.raises(TypeError, match="the model's weights, torch.float32 on cpu, got torch.float64 on cpu"): objective(pretrained('baseline'), digits.test.x[:8].double(), digits.test.y[:8])
 
 def test_boxes_and_step_sizes_per_sample_are_refused(digits):
     "`index` picks radii alone: such a box would be that of other samples"
