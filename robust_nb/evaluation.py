@@ -7,14 +7,14 @@ __all__ = ['correct', 'accuracy', 'wilson', 'robust_correct', 'robust_accuracy',
            'clustered_interval', 'mcnemar']
 
 # %% ../nbs/library/06_evaluation.ipynb #a64a4ab9
-import contextlib, json, math, numbers, re
+import json, math, numbers, re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 import torch
 from fastcore.basics import patch
 from .checkpoint import load_tensors, save_tensors
 from .models import RECIPES, weights_digest
-from .perturbation import check_labels, check_logits, in_mode, log_odds, perturb, shift, value_and_gradient
+from .perturbation import check_labels, in_mode, log_odds, logits_of, perturb, shift, value_and_gradient
 from .uncertainty import UncertaintySet, check_batch, check_box, check_inside
 
 # %% ../nbs/library/06_evaluation.ipynb #b4e169bd
@@ -45,25 +45,8 @@ def accuracy(
     return _share(correct(model, x, y, batch_size))
 
 # %% ../nbs/library/06_evaluation.ipynb #1fd4f695
-@contextlib.contextmanager
-def _types_named(model, x):
-    "Inside the block PyTorch's complaint that `model` and `x` differ in type or device is said in our words"
-    try: yield
-    except RuntimeError as e:
-        weights = {(p.dtype, p.device) for p in model.parameters() if p.is_floating_point()}
-        if not weights or (x.dtype, x.device) in weights: raise
-        wanted, got = " or ".join(sorted(f"{t} on {d}" for t, d in weights)), f"{x.dtype} on {x.device}"
-        raise TypeError(f"x must have the type and device of the model's weights, {wanted}, got {got}") from e
-
 def _logits(model, x):
-    with torch.no_grad(), _types_named(model, x): logits = model(x)
-    return _finite(logits, len(x))
-
-def _finite(logits, n):
-    check_logits(logits, n)
-    bad = int((~logits.detach().isfinite()).any(1).sum())
-    if bad: raise ValueError(f"model must return finite logits, got NaN or infinity for {bad} of {n} samples")
-    return logits
+    with torch.no_grad(): return logits_of(model, x, values=True)
 
 def _share(hits):
     if not len(hits): raise ValueError("x must hold at least one sample: the accuracy on none is not defined")
@@ -167,9 +150,9 @@ def _one_step(model, x, y, sets, box, loss):
     if check_box(box) is not None: check_inside(x, box)
     clean = []
     def watched(logits, y):
-        clean.append(_finite(logits, len(y)).detach().argmax(1) == y)    # the pass that the gradient needs anyway
+        clean.append(logits.detach().argmax(1) == y)    # the pass that the gradient needs anyway
         return loss(logits, y)
-    with _types_named(model, x): _, grad = value_and_gradient(model, x, y, watched)
+    _, grad = value_and_gradient(model, x, y, watched)
     wide = torch.promote_types(x.dtype, torch.float32)    # half precision is rounded after the step, as `perturb` does
     g, start = grad.to(wide), x.to(wide)
     def hits(S):

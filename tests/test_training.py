@@ -13,7 +13,7 @@ from robust_nb import training
 from robust_nb.checkpoint import save_checkpoint
 from robust_nb.data import Data, Split, load
 from robust_nb.models import MNISTNet
-from robust_nb.objectives import AdversarialMix, Robust, Standard
+from robust_nb.objectives import AdversarialMix, Robust, Standard, Surrogate
 from robust_nb.training import History, fit, memory_kept
 from robust_nb.uncertainty import L1, L2, Linf
 
@@ -297,7 +297,7 @@ class NoWaiting(TorchDispatchMode):
         return f(*args, **(kwargs or {}))
 
 SETS = [S(r) for S in (Linf, L2, L1) for r in (0.1, torch.linspace(0, 1, 37))]
-OBJECTIVES = [Standard(), *(Robust(U, **kw) for U in SETS for kw in ({}, dict(steps=3), dict(box=None), dict(random_start=True, restarts=2, steps=2, step_size=0.05))), AdversarialMix(Linf(0.1)), AdversarialMix(L2(0.1), 0)]
+OBJECTIVES = [Standard(), *(Robust(U, **kw) for U in SETS for kw in ({}, dict(steps=3), dict(box=None), dict(random_start=True, restarts=2, steps=2, step_size=0.05))), AdversarialMix(Linf(0.1)), AdversarialMix(L2(0.1), 0), Surrogate(Linf(0.1))]
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_a_step_waits_for_nothing(monkeypatch, half):
