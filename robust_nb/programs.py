@@ -39,10 +39,10 @@ class Solution(NamedTuple):
     status: str    # "optimal"; "optimal_inaccurate" where the solver reached reduced accuracy only
 
 _MEANING = dict(infeasible="no x satisfies every constraint for all data in the sets",
-                unbounded="the objective falls without end; a constraint or a bound on x is missing")
+                unbounded="the objective falls without end; a constraint or a bound on x is missing or too far off")
 
 def _solve(objective, constraints=()):
-    "(minimum, status) by Clarabel; `ValueError` where there is none, `RuntimeError` where the solver gives up"
+    "(minimum, status) by Clarabel; `ValueError` where there is none, `RuntimeError` where the solver fails"
     problem = cp.Problem(cp.Minimize(objective), list(constraints))
     try: problem.solve(solver=cp.CLARABEL)
     except cp.SolverError:  # rare, near infeasible programs; the data as they are then help
@@ -50,7 +50,9 @@ def _solve(objective, constraints=()):
         except cp.SolverError as e: raise RuntimeError("the solver failed; try data of similar sizes") from e
     status = problem.status.removesuffix("_inaccurate")
     if status in _MEANING: raise ValueError(f"the program is {status}: {_MEANING[status]}")
-    if status != "optimal": raise RuntimeError(f"the solver stopped with status {status}; try data of similar sizes")
+    broken = max((np.max(k.violation()) for k in constraints), default=0.) if status == "optimal" else math.nan
+    if not broken <= 1e-4:  # the data that the solver sees are of size 1
+        raise RuntimeError(f"the solver found no x (status {status}, violation {broken:.0e}); try data of similar sizes")
     return float(problem.value), problem.status
 
 # %% ../nbs/library/11_programs.ipynb #5438f9b6
@@ -60,7 +62,9 @@ class RowSet:
         x, # shape (n,), an array or a cvxpy expression
     ):
         "h(x) = max ⟨δ, x⟩ over the set: a float, or a convex expression for a constraint or an objective"
-        return self._support(x) if isinstance(x, cp.Expression) else float(self.worst(x) @ x)
+        if not isinstance(x, cp.Expression): return float(self.worst(x) @ x)
+        self.worst(np.zeros(x.shape))  # refuses another shape
+        return self._support(x)
 
 _DUAL = {1: math.inf, 2: 2, math.inf: 1}
 
@@ -70,7 +74,7 @@ class RowBall(RowSet):
         norm,         # 1, 2 or math.inf: the norm of the error δ, not that of x
         radius:float, # ρ ≥ 0, in units of the row
     ):
-        if norm not in _DUAL: raise ValueError(f"norm must be 1, 2 or math.inf, got {norm!r}")
+        if not (isinstance(norm, numbers.Real) and norm in _DUAL): raise ValueError(f"norm must be 1, 2 or math.inf, got {norm!r}")
         self.norm, self.radius = norm, _amount("radius", radius)
     def _support(self, x): return self.radius * cp.norm(x, _DUAL[self.norm])
     def worst(self,
@@ -130,13 +134,15 @@ def linear_program(
 )->Solution:
     "min cᵀx over Ax ≤ b and lower ≤ x ≤ upper, the worst over the sets: (7) and (8). `ValueError` where there is none"
     c, A, b, rows = _program(c, A, b, rows)
-    if cost is not None: _sets(cost, 1, len(c))
-    size, unit, limit = (np.abs(a).max() or 1. for a in (c, A, b))  # the solver sees data of size 1
-    x, scale = cp.Variable(len(c)), limit / unit                    # and x in units of `scale`
+    _fits("cost", cost, len(c))
+    low, high = _each("lower", lower, len(c), -math.inf), _each("upper", upper, len(c), math.inf)
+    size, unit, limit = (np.abs(a).max() or 1. for a in (c, A, b))               # the solver sees data of size 1
+    scale = min(limit / unit, np.abs([low, high]).max()) or limit / unit         # and x in units of `scale`
+    x = cp.Variable(len(c))
     margin = cp.hstack([0. if s is None else s.support(x) for s in rows]) / unit if any(rows) else 0.
-    constraints = [A / unit @ x + margin <= b / limit]
-    if lower is not None: constraints.append(x >= _each("lower", lower, len(c)) / scale)
-    if upper is not None: constraints.append(x <= _each("upper", upper, len(c)) / scale)
+    constraints = [A / unit @ x + margin <= b / unit / scale]
+    if lower is not None: constraints.append(x >= low / scale)
+    if upper is not None: constraints.append(x <= high / scale)
     value, status = _solve(c / size @ x + (cost.support(x) / size if cost else 0.), constraints)
     return Solution(x.value * scale, float(value * size * scale), status)
 
@@ -149,13 +155,19 @@ def _sets(rows, m, n):
     "`rows` as a list of m sets of errors of n numbers, or None"
     rows = list(rows) if isinstance(rows, (list, tuple)) else [rows] * m
     if len(rows) != m: raise ValueError(f"rows must be one set or {m}, one per row of A, got {len(rows)}")
-    for s in rows:
-        if s is None: continue
-        if not isinstance(s, RowSet): raise TypeError(f"rows and cost must be sets or None, got {type(s).__name__}")
-        s.worst(np.zeros(n))  # says so where the set is for rows of another length
+    for s in rows: _fits("rows", s, n)
     return rows
 
-def _each(name, value, n): return _array(name, np.full(n, value) if np.ndim(value) == 0 else value, n)
+def _fits(name, s, n):
+    "Refuse what is neither None nor a set of errors of n numbers"
+    if s is None: return
+    if not isinstance(s, RowSet): raise TypeError(f"{name} must be a set such as RowBall or None, got {type(s).__name__}")
+    try: s.worst(np.zeros(n))
+    except ValueError as e: raise ValueError(f"{name} must fit {n} unknowns: {e}") from None
+
+def _each(name, value, n, default):
+    if value is None: return np.full(n, default)
+    return np.full(n, _array(name, value)) if np.ndim(value) == 0 else _array(name, value, n)
 
 # %% ../nbs/library/11_programs.ipynb #ebfe4a6a
 def worst_rows(
@@ -176,11 +188,13 @@ def cutting_planes(
     rows,        # errors of the rows of A: a set for all, or a list of m sets, None for exact rows
     lower=None,  # x ≥ lower: a number or shape (n,)
     upper=None,  # x ≤ upper: a number or shape (n,)
-    tol=1e-6,    # largest violation to accept, in units of b
+    tol=1e-6,    # largest violation to accept, ≥ 0, in units of b
     rounds=1000, # `RuntimeError` after so many
 )->tuple: # the `Solution`, and the lower bound and the largest violation of every round, shape (rounds, 2)
     "The robust linear program by nominal ones: solve, add the worst row of every violated constraint, repeat"
     c, A, b, rows = _program(c, A, b, rows)
+    tol = _amount("tol", tol)
+    if rounds < 1: raise ValueError(f"rounds must be at least 1, got {rounds}")
     more_A, more_b, history = A, b, []
     for _ in range(rounds):
         solution = linear_program(c, more_A, more_b, lower=lower, upper=upper)
@@ -201,7 +215,7 @@ def least_squares(
     A = _array("A", A, None, None)
     b = _array("b", b, len(A))
     x = np.linalg.lstsq(A, b, rcond=None)[0]
-    return Solution(x, float(np.linalg.norm(A @ x - b)), "optimal")
+    return Solution(x, math.hypot(*(A @ x - b)), "optimal")
 
 def robust_least_squares(
     A,                  # nominal matrix, shape (m, n)
@@ -212,7 +226,7 @@ def robust_least_squares(
 )->Solution: # its value is the largest residual, not squared
     "min over x of max over ΔA of ‖(A + ΔA)x − b‖₂: equations (9) to (11), and one budget per row"
     A, b, ball = _regression(A, b, radius, budget, norm)
-    unit, size = np.linalg.norm(A) or 1., np.linalg.norm(b) or 1.  # of A and b: the solver sees data of size 1
+    unit, size = math.hypot(*A.flat) or 1., math.hypot(*b) or 1.  # of A and b: the solver sees data of size 1
     x = cp.Variable(A.shape[1])
     r = A / unit @ x - b / size
     if budget == "rows": worst = cp.norm(cp.abs(r) + ball.support(x) / unit, 2)
@@ -261,15 +275,18 @@ def _labelled(X, y):
 def svm(
     X,               # samples, shape (m, d)
     y,               # labels, -1 or 1, shape (m,)
-    budget:float=0., # c ≥ 0, in units of X: the sum of ‖δᵢ‖ over all samples
+    radius:float=0., # ρ ≥ 0, in units of X: the most that all ‖δᵢ‖ may add up to
     norm=2,          # of the errors δᵢ: 1, 2 or math.inf; w has the dual one
-)->Hyperplane: # its value is the sum of hinge losses + c‖w‖*
-    "min over w, b of Σᵢ[1 − yᵢ(⟨w, xᵢ⟩ + b)]₊ + c‖w‖*: Xu, Caramanis and Mannor (2009), theorem 3"
+)->Hyperplane: # its value is the sum of hinge losses + ρ‖w‖*
+    "min over w, b of Σᵢ[1 − yᵢ(⟨w, xᵢ⟩ + b)]₊ + ρ‖w‖*: Xu, Caramanis and Mannor (2009), theorem 3"
     X, y = _labelled(X, y)
+    ball, middle = RowBall(norm, radius), X.mean(0)
+    unit = np.abs(X - middle).max() or 1.  # the solver sees samples around 0, of size 1
     w, b = cp.Variable(X.shape[1]), cp.Variable()
-    hinge = cp.sum(cp.pos(1 - cp.multiply(y, X @ w + b)))
-    value, status = _solve(hinge + RowBall(norm, _amount("budget", budget)).support(w))
-    return Hyperplane(w.value, float(b.value), value, status)
+    hinge = cp.sum(cp.pos(1 - cp.multiply(y, (X - middle) / unit @ w + b)))
+    value, status = _solve(hinge + ball.support(w) / unit)
+    w = w.value / unit
+    return Hyperplane(w, float(b.value - w @ middle), value, status)
 
 # %% ../nbs/library/11_programs.ipynb #f9850850
 def worst_samples(
@@ -277,12 +294,12 @@ def worst_samples(
     y,               # labels, -1 or 1, shape (m,)
     w,               # weights of any hyperplane, shape (d,)
     b:float,         # its offset
-    budget:float,    # c ≥ 0, in units of X: the sum of ‖δᵢ‖ over all samples
+    radius:float,    # ρ ≥ 0, in units of X: the most that all ‖δᵢ‖ may add up to
     norm=2,          # of the errors δᵢ: 1, 2 or math.inf
 )->np.ndarray: # δ, to be added to X, shape (m, d)
     "The errors within the budget that make the sum of hinge losses largest: all of it on one sample"
     X, y = _labelled(X, y)
     w, b = _array("w", w, X.shape[1]), _array("b", b)
     delta, i = np.zeros_like(X), (1 - y * (X @ w + b)).argmax()
-    delta[i] = -y[i] * RowBall(norm, _amount("budget", budget)).worst(w)
+    delta[i] = -y[i] * RowBall(norm, radius).worst(w)
     return delta

@@ -154,6 +154,16 @@ def test_errors_of_the_cost(seed):
     lifted = linear_program([0, 0, 0, 1], rows, np.append(0, b), [RowBudget(np.append(s.sigma, 0), 1.5), *[None] * len(b)])
     assert abs(lifted.value - robust.value) < 1e-6
 
+@many(20)
+@given(far=st.integers(0, 15), near=st.booleans())
+def test_bounds_of_another_size(far, near):
+    "max x₁ + x₂ with one of the two limits 10^far away: right to 10⁻³, or an error; never a plan that breaks a bound"
+    bound, limit = (1., 10. ** far) if near else (10. ** far, 1.)
+    try: s = linear_program([-1., -1.], [[1., 1.]], [limit], lower=0., upper=bound)
+    except (RuntimeError, ValueError) as e:
+        assert far > 5 and ("try data of similar sizes" in str(e) or "too far off" in str(e))
+    else: assert math.isclose(-s.value, min(2 * bound, limit), rel_tol=1e-3) and s.x.max() <= bound * (1 + 1e-3)
+
 def test_infeasible_for_every_larger_radius():
     "x must fulfil a row that an error can turn around; the solver decides, never gives up"
     for kind in 1, 2, INF:
@@ -200,7 +210,7 @@ def test_worst_matrix(budget, norm, seed, m, n, case):
 
 @pytest.mark.parametrize("budget, norm", [("frobenius", 2), ("columns", 2), ("rows", 1), ("rows", 2), ("rows", INF)])
 @many(10)
-@given(seed=seeds, exponents=st.tuples(st.integers(-9, 9), st.integers(-9, 9)))
+@given(seed=seeds, exponents=st.tuples(st.integers(-200, 200), st.integers(-200, 200)))
 def test_robust_least_squares(budget, norm, seed, exponents):
     "The value is the worst residual of x, no nearby x has a smaller one, and units do not matter"
     rng = np.random.default_rng(seed)
@@ -270,6 +280,17 @@ def test_svm_is_the_robust_program(norm, seed):
     assert min(loss(X, y, v, a) + c * np.linalg.norm(v, DUAL[norm]) for v, a in rivals) >= value - 1e-6
     assert value >= svm(X, y, 0., norm).value - 1e-7
 
+@many(10)
+@given(seed=seeds, exponent=st.integers(-100, 100), shift=st.floats(-100, 100))
+def test_svm_in_other_units(seed, exponent, shift):
+    "w in units of 1/X, the same value, wherever 0 is"
+    rng = np.random.default_rng(seed)
+    y, k = np.repeat([-1., 1.], 10), 10. ** exponent
+    X = rng.normal(size=(20, 2)) + y[:, None]
+    one, other = svm(X, y, 1.), svm(k * (X + shift), y, k)
+    assert math.isclose(one.value, other.value, rel_tol=1e-6)
+    assert math.isclose(loss(k * (X + shift), y, other.w, other.b) + k * np.linalg.norm(other.w), one.value, rel_tol=1e-6)
+
 def test_svm_of_one_class(): assert abs(svm(np.ones((3, 2)), np.ones(3), 1.).value) < 1e-6
 
 
@@ -284,6 +305,7 @@ BAD = {
     "column b": (lambda: least_squares(A, b[:, None]), r"b must have shape \(3\), got \(3, 1\)"),
     "radius": (lambda: robust_least_squares(A, b, -0.1), "radius must be finite and at least 0, got -0.1"),
     "radius of a matrix": (lambda: worst_matrix(A, b, x, np.nan), "radius must be finite"),
+    "norm in a list": (lambda: RowBall([2], 1.), r"norm must be 1, 2 or math.inf, got \[2\]"),
     "radius per row": (lambda: RowBall(2, [0.1, 0.2]), "radius must be a number, got list"),
     "budget of a matrix": (lambda: worst_matrix(A, b, x, 1., "row"), "budget must be"),
     "norm with columns": (lambda: robust_least_squares(A, b, 1., "columns", INF), 'norm=inf is for budget="rows"'),
@@ -291,17 +313,24 @@ BAD = {
     "sigma": (lambda: RowBudget([-1.], 1.), "sigma must be at least 0"),
     "gamma": (lambda: RowBudget([1.], INF), "gamma must be finite"),
     "P": (lambda: RowEllipsoid([1., 2.]), r"P must have shape \(any, any\)"),
-    "long rows": (lambda: linear_program(x, A, b, RowBudget(b, 1)), r"x must have shape \(3\), got \(2,\)"),
-    "long cost set": (lambda: linear_program(x, A, b, cost=RowBudget(b, 1)), r"x must have shape \(3\), got \(2,\)"),
+    "long rows": (lambda: linear_program(x, A, b, RowBudget(b, 1)), r"rows must fit 2 unknowns: x must have shape \(3\)"),
+    "long cost set": (lambda: linear_program(x, A, b, cost=RowBudget(b, 1)), r"cost must fit 2 unknowns: x must have shape \(3\)"),
+    "cost of a number": (lambda: linear_program(x, A, b, cost=0.1), "cost must be a set such as RowBall or None, got float"),
+    "cost in a list": (lambda: linear_program(x, A, b, cost=[RowBall(2, 1.)]), "cost must be a set such as RowBall or None, got list"),
+    "an unknown too long": (lambda: RowBudget([1.], 1).support(cp.Variable(3)), r"x must have shape \(1\), got \(3,\)"),
+    "an unknown matrix": (lambda: RowBall(2, 1.).support(cp.Variable((2, 2))), r"x must have shape \(any\), got \(2, 2\)"),
+    "tolerance": (lambda: cutting_planes(x, A, b, None, tol=math.nan), "tol must be finite and at least 0, got nan"),
+    "rounds": (lambda: cutting_planes(x, A, b, None, rounds=0), "rounds must be at least 1, got 0"),
+    "text for a bound": (lambda: linear_program(x, A, b, lower="a"), "lower must hold real numbers, got str"),
     "rows": (lambda: linear_program(x, A, b, [None, None]), "rows must be one set or 3, one per row of A, got 2"),
-    "rows of numbers": (lambda: worst_rows(A, x, [1, 2, 3]), "rows and cost must be sets or None, got int"),
+    "rows of numbers": (lambda: worst_rows(A, x, [1, 2, 3]), "rows must be a set such as RowBall or None, got int"),
     "c": (lambda: linear_program(b, A, b), r"A must have shape \(any, 3\), got \(3, 2\)"),
     "upper": (lambda: linear_program(x, A, b, upper=INF), "upper must be finite"),
     "crossed bounds": (lambda: linear_program(x, A, b, lower=1., upper=0.), "the program is infeasible"),
     "unbounded": (lambda: linear_program(-x, -A, b), "the program is unbounded"),
     "labels": (lambda: svm(X, [0., 1., 1.]), r"y must hold labels -1 and 1, got \[0.0, 1.0\]"),
-    "budget": (lambda: svm(X, y, -1.), "budget must be finite and at least 0, got -1.0"),
-    "budget of samples": (lambda: worst_samples(X, y, x, 0., -1.), "budget must be finite and at least 0"),
+    "radius of samples": (lambda: svm(X, y, -1.), "radius must be finite and at least 0, got -1.0"),
+    "radius of worst samples": (lambda: worst_samples(X, y, x, 0., -1.), "radius must be finite and at least 0"),
     "norm of samples": (lambda: svm(X, y, 1., 3), "norm must be 1, 2 or math.inf, got 3"),
     "w": (lambda: worst_samples(X, y, b, 0., 1.), r"w must have shape \(2\), got \(3,\)"),
     "b": (lambda: worst_samples(X, y, x, b, 1.), r"b must have shape \(\), got \(3,\)"),
