@@ -52,7 +52,7 @@ def _solve(objective, constraints=()):
     if status in _MEANING: raise ValueError(f"the program is {status}: {_MEANING[status]}")
     broken = max((np.max(k.violation()) for k in constraints), default=0.) if status == "optimal" else math.nan
     if not broken <= 1e-4:  # the data that the solver sees are of size 1
-        raise RuntimeError(f"the solver found no x (status {status}, violation {broken:.0e}); try data of similar sizes")
+        raise RuntimeError(f"the solver failed ({status}, violation {broken:.0e}); try data of similar sizes")
     return float(problem.value), problem.status
 
 # %% ../nbs/library/11_programs.ipynb #5438f9b6
@@ -74,7 +74,8 @@ class RowBall(RowSet):
         norm,         # 1, 2 or math.inf: the norm of the error δ, not that of x
         radius:float, # ρ ≥ 0, in units of the row
     ):
-        if not (isinstance(norm, numbers.Real) and norm in _DUAL): raise ValueError(f"norm must be 1, 2 or math.inf, got {norm!r}")
+        if not isinstance(norm, numbers.Real) or norm not in _DUAL:
+            raise ValueError(f"norm must be 1, 2 or math.inf, got {norm!r}")
         self.norm, self.radius = norm, _amount("radius", radius)
     def _support(self, x): return self.radius * cp.norm(x, _DUAL[self.norm])
     def worst(self,
@@ -161,7 +162,8 @@ def _sets(rows, m, n):
 def _fits(name, s, n):
     "Refuse what is neither None nor a set of errors of n numbers"
     if s is None: return
-    if not isinstance(s, RowSet): raise TypeError(f"{name} must be a set such as RowBall or None, got {type(s).__name__}")
+    if not isinstance(s, RowSet):
+        raise TypeError(f"{name} must be a set such as RowBall or None, got {type(s).__name__}")
     try: s.worst(np.zeros(n))
     except ValueError as e: raise ValueError(f"{name} must fit {n} unknowns: {e}") from None
 
