@@ -7,7 +7,7 @@ __all__ = ['Solution', 'RowSet', 'RowBall', 'RowEllipsoid', 'RowBudget', 'linear
            'least_squares', 'robust_least_squares', 'worst_matrix', 'Hyperplane', 'svm', 'worst_samples']
 
 # %% ../nbs/library/11_programs.ipynb #5ced33a7
-import math, numbers
+import math, numbers, warnings
 from typing import NamedTuple
 import cvxpy as cp
 import numpy as np
@@ -41,19 +41,26 @@ class Solution(NamedTuple):
 _MEANING = dict(infeasible="no x satisfies every constraint for all data in the sets",
                 unbounded="the objective falls without end; a constraint or a bound on x is missing or too far off")
 
+_TOLERANCES = "tol_gap_abs", "tol_gap_rel", "tol_feas"
+_SETTINGS = ( # tried in turn: a minimiser near a flat minimum needs a small gap; what misses it must reach Clarabel's own
+    {k: 1e-11 for k in _TOLERANCES} | {f"reduced_{k}": 1e-8 for k in _TOLERANCES}, {}, dict(equilibrate_enable=False))
+
 def _solve(objective, constraints=()):
     "(minimum, status) by Clarabel; `ValueError` where there is none, `RuntimeError` where the solver fails"
     problem = cp.Problem(cp.Minimize(objective), list(constraints))
-    try: problem.solve(solver=cp.CLARABEL)
-    except cp.SolverError:  # rare, near infeasible programs; the data as they are then help
-        try: problem.solve(solver=cp.CLARABEL, equilibrate_enable=False)
-        except cp.SolverError as e: raise RuntimeError("the solver failed; try data of similar sizes") from e
+    for settings in _SETTINGS:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # `status` says what became of it
+            try: problem.solve(solver=cp.CLARABEL, **settings)
+            except cp.SolverError as e: failed = e
+            else: break
+    else: raise RuntimeError("the solver failed; try data of similar sizes") from failed
     status = problem.status.removesuffix("_inaccurate")
     if status in _MEANING: raise ValueError(f"the program is {status}: {_MEANING[status]}")
     broken = max((np.max(k.violation()) for k in constraints), default=0.) if status == "optimal" else math.nan
     if not broken <= 1e-4:  # the data that the solver sees are of size 1
         raise RuntimeError(f"the solver failed ({status}, violation {broken:.0e}); try data of similar sizes")
-    return float(problem.value), problem.status
+    return float(problem.value), status if settings is _SETTINGS[0] else problem.status
 
 # %% ../nbs/library/11_programs.ipynb #5438f9b6
 class RowSet:
