@@ -16,6 +16,7 @@ from .uncertainty import _capped, _flat, _nonzero, _room, _rounding, _sides, _wi
 def _search(f, lo, hi, rounds=60):
     "Ends, a rounding apart, between which f falls through 0; f is relative to the goal. A halving, then two secants."
     at_lo, at_hi, eps = f(lo), f(hi), 8 * torch.finfo(lo.dtype).eps
+    lo = torch.where(at_hi >= -eps, hi, lo)                                      # the end itself is the crossing
     for k in range(rounds):
         mid = (lo + hi) / 2
         if k % 3: mid = torch.where((at_lo > 0) & (at_hi < 0), lo + (hi - lo) * at_lo / _nonzero(at_lo - at_hi), mid)
@@ -254,8 +255,9 @@ def sample(self:Ellipsoid,
     "A draw from the uniform distribution on U, within the span of T; with a box that draw, projected onto U ∩ box"
     flat = _flat("like", like, False)
     Q, s = self._frame(flat)
-    u = L2._draw(self, flat.new_empty(len(flat), s.shape[-1]), self._column(flat), math.inf, math.inf, generator)
-    draw = _back(Q, u * s).to(like.dtype).reshape(like.shape)
+    w = flat.new_empty(len(flat), s.shape[-1]).normal_(generator=generator) * (s > 0)
+    u = flat.new_empty(len(flat), 1).uniform_(generator=generator) ** (1 / (s > 0).sum(-1, keepdim=True).clamp_min(1))
+    draw = _back(Q, s * self._column(flat) * u * w / _nonzero(_length(w))).to(like.dtype).reshape(like.shape)
     return draw if box is None else self.project(draw, x, box, check)
 
 # %% ../nbs/library/12_sets.ipynb #e55a304e
@@ -513,7 +515,7 @@ def _fill_lengths(a, room, r):
 @patch
 @torch.no_grad()
 def _shrink(self:Group, a, room, r):
-    "Two nested searches: the multiplier λ of the outer norm, and for each λ the sizes of the groups"
+    "A search for the multiplier λ of the outer norm; for each λ the groups are on their own"
     outer, inner = type(self.outer), type(self.inner)
     if outer is inner: return self.inner._shrink(a, room, r)
     a, top, r = self._groups(_wide(a)), self._groups(_wide(_capped(a, room))), _wide(r)
@@ -531,21 +533,25 @@ def _shrink(self:Group, a, room, r):
 # %% ../nbs/library/12_sets.ipynb #d72f855b
 def _shrunk(a, top, outer, inner):
     "The function λ ↦ argmin ½‖Δ - z‖² + λ·(size, or ½·size² for the outer norm 2), group by group, sizes |Δ|, |z| = a"
+    if inner is Linf: return _lowered(a, top, outer)
     def part(lam):
         lam = lam[:, :, None]
-        total = _nonzero(a.sum(2, keepdim=True))
         price = (lambda s: lam) if outer is L1 else (lambda s: lam * s)
-        if inner is Linf:
-            of = lambda s: torch.minimum(top, s)
-            over = lambda s: (((a - s) * (top > s)).sum(2, keepdim=True) - price(s)) / total
-        if inner is L1:
-            of = lambda s: torch.minimum((a - price(s)).clamp_min(0), top)
-            over = lambda s: of(s).sum(2, keepdim=True) / _nonzero(s) - 1
-        if inner is L2:
-            of = lambda s: torch.minimum(a * (s / _nonzero(s + price(s))), top)
-            over = lambda s: torch.linalg.vector_norm(of(s), dim=2, keepdim=True) / _nonzero(s) - 1
-        s = top.amax(2, keepdim=True) if inner is Linf else top.sum(2, keepdim=True)
-        return of(_search(over, torch.zeros_like(s), s)[1])
+        if inner is L1: of = lambda s: torch.minimum((a - price(s)).clamp_min(0), top)
+        else: of = lambda s: torch.minimum(a * (s / _nonzero(s + price(s))), top)
+        norm = (lambda m: m.sum(2, keepdim=True)) if inner is L1 else lambda m: m.norm(dim=2, keepdim=True)
+        most = norm(top) if inner is L1 else norm(top) * (norm(a) > lam)         # up to λ, nothing of a group is left
+        return of(_search(lambda s: norm(of(s)) / _nonzero(s) - 1, torch.zeros_like(most), most)[1])
+    return part
+
+def _lowered(a, top, outer):
+    "Inner norm ∞: entries are cut at one size per group, the root of a piecewise linear function"
+    ends, order = top.sort(dim=2, descending=True)
+    total, count = a.gather(2, order).cumsum(2), torch.arange(1, a.shape[2] + 1).to(a)
+    def part(lam):
+        lam = lam[:, :, None]
+        size = (total - lam) / count if outer is L1 else total / (count + lam)
+        return torch.minimum(top, torch.minimum(size, ends).amax(2, keepdim=True).clamp_min(0))
     return part
 
 # %% ../nbs/library/12_sets.ipynb #0139c6c0

@@ -114,7 +114,7 @@ def rivals(name, r, x, box, count, seed):
 
 @boxes
 @every
-@many(12)
+@many(6)
 @given(data=instances(st.just(1)), r=st.floats(0.02, 3))
 def test_maximum_agrees_with_a_solver(name, box, data, r):
     "Relative to r‖g‖*, 1e-6 in float64 and 1e-4 in float32"
@@ -127,7 +127,7 @@ def test_maximum_agrees_with_a_solver(name, box, data, r):
     narrow = U.steepest_ascent(g.float(), **given_box(x.float(), box))
     assert narrow.dtype == torch.float32 and abs((g.float() * narrow).sum().item() - best) <= 1e-4 * free + 1e-9
 
-@many(40)
+@many(20)
 @given(data=instances(kinds=('smooth', 'ties', 'zeros', 'scales')), r=st.one_of(st.floats(1e-3, 5), st.sampled_from([1e-9, 1e-4, 100., 1e6])), p=st.floats(1.001, 300))
 def test_values_without_a_box_are_dual_norms(data, r, p):
     g, _ = data
@@ -142,7 +142,7 @@ def test_values_without_a_box_are_dual_norms(data, r, p):
 
 @boxes
 @every
-@many(6)
+@many(3)
 @given(data=instances(st.just(1)), r=st.floats(0.02, 5), seed=seeds)
 def test_step_beats_10000_points(name, box, data, r, seed):
     g, x = data
@@ -154,7 +154,7 @@ def test_step_beats_10000_points(name, box, data, r, seed):
 
 @boxes
 @every
-@many(10)
+@many(5)
 @given(data=instances(), r=st.floats(0.05, 3))
 def test_step_is_where_projected_ascent_stands_still(name, box, data, r):
     "The conditions of optimality, as a residual: P(Δ̂ + g) = Δ̂"
@@ -165,7 +165,7 @@ def test_step_is_where_projected_ascent_stands_still(name, box, data, r):
     value = ((still - step) * g).flatten(1).sum(1)
     assert (value <= 1e-6 * (1 + U.support(g))).all() and (still - step).abs().max() < 1e-3
 
-@many(15)
+@many(10)
 @given(data=instances(), r=st.floats(0.05, 3), full=st.sampled_from(LINEAR))
 def test_gap_bounds_what_is_missing(data, r, full):
     g, x = data
@@ -226,12 +226,12 @@ def test_groups_in_the_box_over_all_ranges(outer, inner):
 
 @boxes
 @every
-@many(8)
+@many(4)
 @given(data=instances(), r=st.floats(0.05, 3), seed=seeds)
 def test_projection_is_feasible_idempotent_and_non_expansive(name, box, data, r, seed):
     z, x = data
     U, given_x = SETS[name][0](r), given_box(x, box)
-    rough = 2e-5 if box and name in LINEAR else 1e-9    # the root of the gap: the objective is flat at its optimum
+    rough = 2e-5 * (1 + r * U.lengths.max().item()) if box and name in LINEAR else 1e-9    # the root of the gap: a square is flat at its optimum
     p = U.project(z, **given_x)
     assert U.contains(p, **given_x, tol=1e-7).all()
     assert_close(U.project(p, **given_x), p, rtol=0, atol=rough)
@@ -243,7 +243,7 @@ def test_projection_is_feasible_idempotent_and_non_expansive(name, box, data, r,
 
 @boxes
 @every
-@many(4)
+@many(3)
 @given(data=instances(st.just(1)), r=st.floats(0.05, 3))
 def test_projection_agrees_with_a_solver(name, box, data, r):
     z, x = data
@@ -272,7 +272,7 @@ def test_the_scale_of_the_gradient_does_not_matter(name, box):
 
 @boxes
 @every
-@many(6)
+@many(2)
 @given(data=instances(kinds=('smooth', 'zeros')), r=st.floats(0.05, 3))
 def test_a_sample_alone_equals_the_sample_in_a_batch(name, box, data, r):
     "For the step and the projection; and a radius per sample equals that radius as a number"
@@ -309,7 +309,7 @@ def test_other_sizes_of_a_set(name):
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 def test_types(name, box, dtype):
     g, x = numbers(5, *SHAPE).to(dtype), (numbers(5, *SHAPE, seed=1) / 3 + 0.5).clamp(0, 1).to(dtype)
-    for r in (0.05, 3., torch.linspace(0, 2, 5)):
+    for r in (0.6, torch.linspace(0, 2, 5)):
         U, given_x = SETS[name][0](r), given_box(x, box)
         for method in 'steepest_ascent', 'project', 'sample':
             out = getattr(U, method)(g, **given_x)
