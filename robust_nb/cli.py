@@ -112,7 +112,9 @@ def robust_reproduce(
 def _reproduce(a):
     rows = mnist(a.data, a.recipe, epochs=a.epochs, seeds=a.seeds, seed=a.seed, root=a.root, out=a.out, device=a.device,
                  precision=a.precision, progress=not a.quiet, download=a.download)
-    print(f"\n{markdown(rows)}\nA: test digits that the baseline reads correctly until one step perturbs them.")
+    print(f"\n{markdown(rows)}\nA: adversarial examples, each a test digit that the baseline reads correctly until one step perturbs it; "
+          "a digit may be in A once per norm.")
+    if a.seeds == 1: print("One seed: differences of a few examples mean nothing. --seeds 3 shows the spread.")
     print(f"Table, figures, nets and results are in {a.out}")
 
 REPRODUCE = """\

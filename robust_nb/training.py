@@ -309,7 +309,8 @@ def _bfloat16(precision, device):
 def _splits(data, device):
     if isinstance(data, Split): train, test = data, None
     elif isinstance(data, Data): train, test = data.train, data.test
-    else: raise TypeError(f"data must be a Data such as load('mnist5k'), or a Split(x, y), got {type(data).__name__}")
+    else: raise TypeError(f"data must be a Data such as load('mnist5k'), or robust_nb.data.Split(x, y), "
+                         f"got {type(data).__name__}")
     if not len(train): raise ValueError("data has no training samples")
     return train.to(device), None if test is None or not len(test) else test.to(device)
 

@@ -65,7 +65,8 @@ def check_batch(
 ):
     "`TypeError` unless `a` is a floating-point tensor, `ValueError` unless of shape (n, ...) and finite; n may be 0"
     if not isinstance(a, torch.Tensor): raise TypeError(f"{name} must be a tensor, got {type(a).__name__}")
-    if not a.is_floating_point(): raise TypeError(f"{name} must be floating point, got {a.dtype}")
+    images = ": for images say x.float() / 255" if getattr(a, "dtype", None) == torch.uint8 else ""
+    if not a.is_floating_point(): raise TypeError(f"{name} must be floating point, got {a.dtype}{images}")
     if a.ndim < 2 or 0 in a.shape[1:]:
         raise ValueError(f"{name} must have shape (n, ...) with the batch first, got {tuple(a.shape)}")
     if values and not bool(a.isfinite().all()):
@@ -204,7 +205,7 @@ def check_inside(
     if not x.numel() or bool(((x >= lo) & (x <= hi)).all()): return
     lo, hi = (f"<tensor {tuple(b.shape)}>" if isinstance(b, torch.Tensor) else b for b in (lo, hi))
     raise ValueError(f"x must lie in box ({lo}, {hi}), but ranges over [{x.min():.4g}, {x.max():.4g}]; "
-                     "for data in other units give their box, or box=None for none")
+                     "divide images of 0…255 by 255; for data in other units give their box, or box=None for none")
 
 # %% ../nbs/library/00_uncertainty.ipynb #de366dfd
 def _check_like(name, a, x):
