@@ -35,7 +35,7 @@ def _logits(logits, y, least):
         raise ValueError(f"logits must have shape (n, K) with K at least {least}, and y (n,), got {got}")
     return _wide(logits), y.long()[:, None]
 
-# %% ../nbs/library/13_solvers.ipynb #ba678361
+# %% ../nbs/library/13_solvers.ipynb #e4336d0f
 def first_order_radius(
     model,        # maps x to logits of shape (n, K)
     x,            # samples, shape (n, ...), floating point, inside the box
@@ -45,22 +45,29 @@ def first_order_radius(
     box=(0., 1.), # (lo, hi), numbers or tensors that broadcast to x; None for no box
     check=True,   # also check values, which waits for a GPU
 ):
-    "The radius at which the linearised `model` misreads, shape (n,): exact if it is linear in `x`. 0: already, inf: never."
+    "The radius at which the linearised `model` misreads, shape (n,): exact if it is linear in `x`. 0: already, inf: never"
     box = _check(x, y, U, 1, 1, box, check)
-    with in_mode(model, "eval"), torch.enable_grad():
-        leaf = x.detach().clone().requires_grad_()
+    with torch.inference_mode(False), in_mode(model, "eval"), torch.enable_grad():
+        leaf, y = x.clone().detach().requires_grad_(), y.clone()
         z = _wide(logits_of(model, leaf, check))
         check_labels(y, len(x), z.shape[1], wait=check)
         lead = z.gather(1, y.long()[:, None]) - z                     # m, shape (n, K)
+        if not z.requires_grad: raise ValueError("model must depend on x, but its logits have no gradient")
         slopes = [torch.autograd.grad(-lead[:, k].sum(), leaf, retain_graph=True)[0] for k in range(z.shape[1])]
     lead, limit, wide = lead.detach(), _limit(U, lead), _wide(x.detach())
     best = torch.full_like(limit, torch.inf)
     for k, g in enumerate(map(_wide, slopes)):
+        if check: check_batch(f"the gradient of logit {k} at x", g)
         r = _reached(U, g, lead[:, k], limit, wide, box)
         best = torch.where(y == k, best, torch.minimum(best, r))
     return best
 
-def _limit(U, like): return torch.as_tensor(U.radius).to(like).expand(len(like)).clone()
+def _limit(U, like):
+    "U's radius, shape (n,), as exact as `like`"
+    r = torch.as_tensor(U.radius, dtype=like.dtype, device=like.device)
+    if r.ndim and r.shape != like.shape:
+        raise ValueError(f"radius must be a number or have shape ({len(like)},), one per sample, got {tuple(r.shape)}")
+    return r.clamp(max=torch.finfo(like.dtype).max / 4).expand(len(like)).clone()
 
 def _reached(U, g, wanted, limit, x, box, rounds=60):
     "The smallest r up to `limit` with support ≥ `wanted`, shape (n,); inf where there is none"
@@ -76,7 +83,7 @@ def _reached(U, g, wanted, limit, x, box, rounds=60):
         lo, hi = torch.where(short, mid, lo), torch.where(short, hi, mid)
     return torch.where(wanted <= 0, 0, torch.where(value(limit) < wanted, torch.inf, hi))
 
-# %% ../nbs/library/13_solvers.ipynb #d5c8960b
+# %% ../nbs/library/13_solvers.ipynb #87bc53bc
 def smallest_radius(
     model,        # maps x to logits of shape (n, K)
     x,            # samples, shape (n, ...), floating point, inside the box
@@ -87,25 +94,40 @@ def smallest_radius(
     box=(0., 1.), # (lo, hi), numbers or tensors that broadcast to x; None for no box
     **attack,     # of `perturb`: steps, restarts, loss, …
 ):
-    "(radius, x + Δ): the smallest at which the attack flips, (n,), and what is misread there; 0: already, inf: withstood."
+    "(radius, x + Δ): the smallest at which the attack flips, (n,), and what is misread there; 0: already, inf: withstood"
     if isinstance(tol, bool) or not isinstance(tol, numbers.Real) or not 0 < tol < 1:
         raise ValueError(f"tol must be a number between 0 and 1, got {tol!r}")
     if attack.get("targeted"): raise ValueError("targeted must be False: the smallest radius is that of any wrong class")
-    box, x = _check(x, y, U, 1, 1, box, attack.get("check", True)), x.detach()
+    check = attack.get("check", True)
+    box, x = _check(x, y, U, attack.get("steps", 1), attack.get("restarts", 1), box, check), x.detach()
     with in_mode(model, "eval"), torch.no_grad():
-        logits = logits_of(model, x, True)
-        check_labels(y, len(x), logits.shape[1])
-        hi = torch.where(logits.argmax(1) == y, torch.inf, 0.).to(_wide(x).dtype)
+        logits = logits_of(model, x, check)
+        check_labels(y, len(x), logits.shape[1], wait=check)
+        hi = torch.where(margin(logits, y) > 0, 0., torch.inf).to(_wide(x).dtype)
         lo, best, reach = torch.zeros_like(hi), x.clone(), _limit(U, hi)
-        for _ in range(2 + math.ceil(math.log2(1 / tol)) + 20):
+        for _ in range(64 + math.ceil(math.log2(1 / tol))):
             live = torch.where(hi.isinf(), lo == 0, hi - lo > tol * hi).nonzero().squeeze(1)
             if not len(live): break
-            part, at, r = x[live], U.at(live), torch.where(hi.isinf(), reach, (lo + hi) / 2)[live]
-            inside = box and tuple(b.expand_as(x)[live] if isinstance(b, torch.Tensor) and b.ndim else b for b in box)
-            moved = perturb(model, part, y[live], at.with_radius(r), box=inside, **attack)
-            flips = model(moved).argmax(1) != y[live]
-            length = torch.minimum(U.at(live).norm(_wide(moved) - _wide(part)).to(r), r)
-            lo[live] = torch.where(flips, lo[live], torch.where(hi[live].isinf(), torch.inf, r))
+            middle = torch.where(lo > 0, lo.sqrt() * hi.sqrt(), hi / 4)
+            r = torch.where(hi.isinf(), reach, middle)[live]
+            part, labels, at = x[live], y[live], U.at(live)
+            moved = perturb(model, part, labels, at.with_radius(r), box=_rows(box, live, x), **_rows(attack, live, x))
+            flips = _clearly(logits_of(model, moved, check), labels)
+            length = torch.minimum(at.norm(_wide(moved) - _wide(part)).to(r), r)
+            failed = torch.where(hi[live].isinf(), torch.inf, r)
+            lo[live] = torch.where(flips, torch.where(length < lo[live], 0, lo[live]), failed)
             hi[live] = torch.where(flips, length, hi[live])
             best[live[flips]] = moved[flips]
     return hi, best
+
+def _clearly(logits, y):
+    "Misread by more than rounding, which differs with the size of the batch"
+    return margin(logits, y) > 8 * torch.finfo(logits.dtype).eps * _wide(logits).abs().amax(1)
+
+def _rows(given, live, x):
+    "The box, or the attack's arguments, for the samples `live`"
+    if given is None: return None
+    if isinstance(given, dict):
+        size = given.get("step_size")
+        return given | dict(step_size=size[live]) if isinstance(size, torch.Tensor) and size.ndim else given
+    return tuple(b.expand_as(x)[live] if isinstance(b, torch.Tensor) and b.ndim else b for b in given)
