@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['margin', 'dlr', 'first_order_radius', 'smallest_radius']
 
-# %% ../nbs/library/13_solvers.ipynb #ae7337f6
+# %% ../nbs/library/13_solvers.ipynb #dc1965b1
 import math, numbers
 import torch
-from .perturbation import _check, _wide, check_labels, in_mode, logits_of, perturb
+from .perturbation import _check, _leaf, _wide, check_labels, in_mode, logits_of, perturb
 from .uncertainty import check_batch
 
 # %% ../nbs/library/13_solvers.ipynb #beec602c
@@ -35,7 +35,7 @@ def _logits(logits, y, least):
         raise ValueError(f"logits must have shape (n, K) with K at least {least}, and y (n,), got {got}")
     return _wide(logits), y.long()[:, None]
 
-# %% ../nbs/library/13_solvers.ipynb #e4336d0f
+# %% ../nbs/library/13_solvers.ipynb #22ae65fd
 def first_order_radius(
     model,        # maps x to logits of shape (n, K)
     x,            # samples, shape (n, ...), floating point, inside the box
@@ -48,7 +48,7 @@ def first_order_radius(
     "The radius at which the linearised `model` misreads, shape (n,): exact if it is linear in `x`. 0: already, inf: never"
     box = _check(x, y, U, 1, 1, box, check)
     with torch.inference_mode(False), in_mode(model, "eval"), torch.enable_grad():
-        leaf, y = x.clone().detach().requires_grad_(), y.clone()
+        leaf, y = _leaf(x).requires_grad_(), _leaf(y)
         z = _wide(logits_of(model, leaf, check))
         check_labels(y, len(x), z.shape[1], wait=check)
         lead = z.gather(1, y.long()[:, None]) - z                     # m, shape (n, K)

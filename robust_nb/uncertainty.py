@@ -65,7 +65,7 @@ def check_batch(
 ):
     "`TypeError` unless `a` is a floating-point tensor, `ValueError` unless of shape (n, ...) and finite; n may be 0"
     if not isinstance(a, torch.Tensor): raise TypeError(f"{name} must be a tensor, got {type(a).__name__}")
-    images = ": for images say x.float() / 255" if getattr(a, "dtype", None) == torch.uint8 else ""
+    images = ": for images say x.float() / 255" if a.dtype == torch.uint8 else ""
     if not a.is_floating_point(): raise TypeError(f"{name} must be floating point, got {a.dtype}{images}")
     if a.ndim < 2 or 0 in a.shape[1:]:
         raise ValueError(f"{name} must have shape (n, ...) with the batch first, got {tuple(a.shape)}")

@@ -77,7 +77,8 @@ def test_reproduce(say, few, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(reproduce, 'fit', lambda *a, **kw: pytest.fail('a finished net was trained again'))
     assert say('reproduce', 'mnist', '--epochs', '2', '--seeds', '2', '--out', out, '--quiet')[:2] == (0, said)
     # one seed of the two
-    assert 'another seed' not in say('reproduce', 'mnist', '--epochs', '2', '--seed', '1', '--out', out)[1]
+    alone = say('reproduce', 'mnist', '--epochs', '2', '--seed', '1', '--out', out)[1]
+    assert 'another seed' not in alone and 'One seed' in alone and 'One seed' not in said and 'once per norm' in said
     # other settings are refused, and nothing changes
     before = {o: (out/o).read_bytes() for o in files(out)}
     refused(say('reproduce', 'mnist', '--epochs', '3', '--out', out), '--out', 'baseline-0.json', 'epochs was 2, is now 3')

@@ -323,6 +323,8 @@ class Times(nn.Module):
     (TypeError, 'U must be an UncertaintySet', dict(U=0.1)),
     (TypeError, 'x must be a tensor', dict(x=[[0.]])),
     (TypeError, 'x must be floating point', dict(x=X.long())),
+    (TypeError, r'got torch.uint8: for images say x.float\(\) / 255', dict(x=X.byte())),
+    (ValueError, 'divide images of 0…255 by 255', dict(x=255 * X)),
     (ValueError, 'x must have shape', dict(x=X[:, 0, 0, 0])),
     (ValueError, 'x must be finite', dict(x=NAN)),
     (ValueError, 'x must lie in box', dict(x=X + 1)),
