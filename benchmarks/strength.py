@@ -2,12 +2,17 @@
     python -m pip install --no-deps --target .peers -r benchmarks/peers.txt
     PYTHONPATH=.peers python benchmarks/strength.py linear        share of the exact optimum, 200 digits, 3 linear models
     PYTHONPATH=.peers python benchmarks/strength.py nets          success on the four nets at 1, 10 and 40 gradient calls, 1,000 digits
-Prints Markdown tables. `linear`: the denominator comes from scipy's linear programs and cvxpy's cone programs, not from our own code."""
-import argparse, time
+    PYTHONPATH=.peers python benchmarks/strength.py reference     our strongest attack beside AutoAttack, 300 digits
+Each prints a Markdown table and writes results/strength/PART.json, which a page of the docs reads.
+`linear`: the denominator comes from scipy's linear programs and cvxpy's cone programs, not from our own code.
+`nets`, `reference`: digits that the net reads correctly, at a radius at which the peer flips about half of the first 100 of them."""
+import argparse, json, time
+from pathlib import Path
 
 import cvxpy as cp
 import numpy as np
 import torch
+import torchattacks
 from attacks import NORMS, PEERS, ours, step_then_clip, versions
 from common import machine
 from scipy.optimize import linprog
@@ -17,8 +22,10 @@ from torch import nn
 from robust_nb.data import Split, load
 from robust_nb.models import PRETRAINED, pretrained
 from robust_nb.objectives import Standard
+from robust_nb.solvers import multi_targeted
 from robust_nb.training import fit
 
+OUT = Path(__file__).resolve().parents[1]/"results/strength"
 RADII = dict(linf=(0.055, 0.2), l2=(0.55, 2.), l1=(0.55, 5.))
 
 
@@ -73,59 +80,106 @@ def linear(a):
                         ok = bool((size <= r * (1 + 1e-4) + 1e-6).all()) and bool((z >= -1e-6).all() & (z <= 1 + 1e-6).all())
                         tables.setdefault((name, calls), {}).setdefault((norm, r), []).append(((sign * (d @ w)) / best, ok))
         print(f"digits {pair[0]} and {pair[1]} are done", flush=True)
+    rows = []
+    for (name, calls), cells in tables.items():
+        for (norm, r), parts in cells.items():
+            share = np.concatenate([s for s, _ in parts])
+            rows.append(dict(attack=name, calls=calls, norm=norm, radius=r, n=len(share), mean=float(share.mean()), least=float(share.min()), feasible=all(ok for _, ok in parts)))
     columns = [(n, r) for n, radii in RADII.items() for r in radii]
     print("\nShare of the exact maximum of the linear function over ball ∩ box, mean (least), in %; * marks points that leave the ball or the box\n")
     print("| attack | gradient calls | " + " | ".join(f"{n} {r}" for n, r in columns) + " |\n|---|---|" + "---|" * len(columns))
-    for (name, calls), cells in tables.items():
-        said = []
-        for c in columns:
-            share = np.concatenate([s for s, _ in cells[c]]) if c in cells else None
-            said.append("–" if share is None else f"{100 * share.mean():.2f} ({100 * share.min():.2f})" + "*" * (not all(ok for _, ok in cells[c])))
-        print(f"| {name} | {calls} | " + " | ".join(said) + " |")
+    for name, calls in tables:
+        found = {(q["norm"], q["radius"]): q for q in rows if (q["attack"], q["calls"]) == (name, calls)}
+        print(f"| {name} | {calls} | " + " | ".join(f"{100 * q['mean']:.2f} ({100 * q['least']:.2f})" + "*" * (not q["feasible"]) if (q := found.get(c)) else "–" for c in columns) + " |")
+    return rows
 
 
-def radius_of(net, x, y, norm, calls):
-    "The first radius on a grid at which the best peer flips 40 % or more"
-    for r in dict(linf=0.02, l2=0.3, l1=1.)[norm] * 1.2 ** np.arange(24):
-        flips = [(net(z).argmax(1) != y).float().mean().item() for peer in PEERS.values() if (z := peer(net, x[:200], y[:200], norm, float(r), calls)) is not None for y in [y[:200]]]
-        if max(flips) >= 0.4: return float(np.round(r, 4))
-    raise SystemExit(f"no radius flips 40 % for {norm}, {calls} calls")
+def flips(net, z, y):
+    with torch.no_grad(): return net(z.detach()).argmax(1) != y
+
+
+def radius_for(net, x, y, norm, attack, goal=0.5):
+    "A radius at which `attack`, (x, y, radius) -> moved, flips about `goal` of the samples; None if the attack does not exist"
+    grid, lo, hi = dict(linf=0.01, l2=0.1, l1=0.5)[norm] * 1.15 ** np.arange(40), 0, 39
+    while hi - lo > 1:                                       # the share need not rise with the radius; it does so nearly enough
+        mid = (lo + hi) // 2
+        z = attack(x, y, float(grid[mid]))
+        if z is None: return None
+        lo, hi = (mid, hi) if flips(net, z, y).float().mean() < goal else (lo, mid)
+    return float(np.round(grid[hi], 4))
+
+
+def compared(mine, theirs):
+    "Images that only ours flips, that only theirs flips, McNemar's exact p"
+    won, lost = int((mine & ~theirs).sum()), int((~mine & theirs).sum())
+    return dict(ours=int(mine.sum()), peer=int(theirs.sum()), won=won, lost=lost, p=binomtest(won, won + lost).pvalue if won + lost else 1.)
+
+
+def read_by(net, data, n=None):
+    with torch.no_grad(): right = net(data.x).argmax(1) == data.y
+    return data.x[right][:n], data.y[right][:n]
 
 
 def nets(a):
-    data, rows, sums = load("mnist5k", device="cpu").test, [], {}
+    data, rows = load("mnist5k", device="cpu").test, []
+    print("| net | norm | gradient calls | peer | radius | peer, % flipped | ours, % | only ours | only peer | p |\n" + "|---" * 10 + "|")
     for name in PRETRAINED:
         net = pretrained(name)
-        right = net(data.x).argmax(1) == data.y
-        x, y = data.x[right], data.y[right]
+        x, y = read_by(net, data)
         for norm in NORMS:
             for calls in (1, 10, 40):
-                r = radius_of(net, x, y, norm, calls)
-                flipped = {}
-                for who, attack in {"ours": ours, **PEERS}.items():
-                    start = time.perf_counter()
-                    z = attack(net, x, y, norm, r, calls)
-                    if z is not None: flipped[who] = (net(z.detach()).argmax(1) != y).numpy(), time.perf_counter() - start
-                mine, cells = flipped["ours"][0], [f"{100 * flipped['ours'][0].mean():.1f}"]
-                for who in PEERS:
-                    if who not in flipped: cells.append("–"); continue
-                    won, lost = int((mine & ~flipped[who][0]).sum()), int((~mine & flipped[who][0]).sum())
-                    p = binomtest(won, won + lost).pvalue if won + lost else 1.
-                    sums.setdefault(who, []).append((won, lost, p))
-                    cells.append(f"{100 * flipped[who][0].mean():.1f} (+{won} −{lost}, p = {p:.1g})")
-                print(f"| {name} | {norm} | {r} | {calls} | " + " | ".join(cells) + " |", flush=True)
-    print("\nin all: images that only our attack flips, that only the peer's flips, cells that the peer wins with p < 0.05")
-    for who, cells in sums.items(): print(f"  {who}: {sum(c[0] for c in cells)}, {sum(c[1] for c in cells)}, {sum(c[1] > c[0] and c[2] < 0.05 for c in cells)} of {len(cells)}")
+                for who, peer in PEERS.items():
+                    r = radius_for(net, x[:100], y[:100], norm, lambda x, y, r: peer(net, x, y, norm, r, calls))
+                    if r is None: continue
+                    c = compared(*(flips(net, attack(net, x, y, norm, r, calls), y) for attack in (ours, peer)))
+                    rows.append(dict(net=name, norm=norm, calls=calls, attack=who, radius=r, n=len(x), **c))
+                    print(f"| {name} | {norm} | {calls} | {who} | {r} | {100 * c['peer'] / len(x):.1f} | {100 * c['ours'] / len(x):.1f} | {c['won']} | {c['lost']} | {c['p']:.1g} |", flush=True)
+    for who in PEERS:
+        cells = [q for q in rows if q["attack"] == who]
+        print(f"{who}: {sum(q['won'] for q in cells)} images only ours, {sum(q['lost'] for q in cells)} only theirs; cells lost with p < 0.05: {sum(q['lost'] > q['won'] and q['p'] < 0.05 for q in cells)} of {len(cells)}")
+    return rows
+
+
+def parts_of_autoattack(net, x, y, norm, r):
+    "The four attacks of AutoAttack with the numbers of steps of its paper, one after the other on what is left"
+    kw, z = dict(norm=dict(linf="Linf", l2="L2")[norm], eps=r, n_restarts=1, seed=0), x.clone()
+    for attack in (torchattacks.APGD(net, steps=100, loss="ce", **kw), torchattacks.APGDT(net, steps=100, n_classes=10, **kw),
+                   torchattacks.FAB(net, steps=100, multi_targeted=True, n_classes=10, **kw), torchattacks.Square(net, n_queries=5000, **kw)):
+        left = (~flips(net, z, y)).nonzero().squeeze(1)
+        if len(left): z[left] = attack(x[left], y[left]).detach()
+    return z
+
+
+def reference(a):
+    data, rows = load("mnist5k", device="cpu").test, []
+    print("| net | norm | radius | ours, % flipped | AutoAttack as torchattacks has it, % | its parts with 100 steps, % | seconds, in this order |\n" + "|---" * 7 + "|")
+    for name in PRETRAINED:
+        net = pretrained(name)
+        x, y = read_by(net, data, 300)
+        for norm in ("linf", "l2"):
+            r = radius_for(net, x[:100], y[:100], norm, lambda x, y, r: ours(net, x, y, norm, r, 10))
+            sides = {"ours": lambda: multi_targeted(net, x, y, NORMS[norm](r)), "AutoAttack": lambda: torchattacks.AutoAttack(net, norm=dict(linf="Linf", l2="L2")[norm], eps=r, n_classes=10, seed=0)(x, y),
+                     "100 steps": lambda: parts_of_autoattack(net, x, y, norm, r)}
+            row = dict(net=name, norm=norm, radius=r, n=len(x))
+            for who, attack in sides.items():
+                start = time.perf_counter()
+                z = attack()
+                row[who] = dict(flipped=int(flips(net, z, y).sum()), seconds=round(time.perf_counter() - start, 1), feasible=bool(NORMS[norm](r).contains(z.detach() - x, x, (0., 1.)).all()))
+            rows.append(row)
+            print(f"| {name} | {norm} | {r} | " + " | ".join(f"{100 * row[who]['flipped'] / len(x):.1f}" for who in sides) + " | " + ", ".join(f"{row[who]['seconds']}" for who in sides) + " |", flush=True)
+    return rows
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument("part", choices=("linear", "nets"))
+    p.add_argument("part", choices=("linear", "nets", "reference"))
     p.add_argument("--digits", type=int, default=200, help="per linear model")
     a = p.parse_args()
-    print(f"{machine()}; {versions()}\n")
-    if a.part == "nets": print("| net | norm | radius | gradient calls | ours, % flipped | " + " | ".join(f"{k} (+ only ours, − only theirs)" for k in PEERS) + " |\n|---|---|---|---|---|" + "---|" * len(PEERS))
-    dict(linear=linear, nets=nets)[a.part](a)
+    print(f"{machine()}; {versions()}\n", flush=True)
+    rows = dict(linear=linear, nets=nets, reference=reference)[a.part](a)
+    OUT.mkdir(parents=True, exist_ok=True)
+    said = dict(command=f"PYTHONPATH=.peers python benchmarks/strength.py {a.part}", machine=machine(), peers=versions(), rows=rows)
+    (OUT/f"{a.part}.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__": main()

@@ -233,27 +233,26 @@ def _room(name, a, x, box, check):
 def _fill(self:Linf, a, room, r): return torch.minimum(room, r)
 
 # %% ../nbs/library/00_uncertainty.ipynb #34d06376
-def _in_turn(a, room, r, rounds=12):
-    "The greedy sizes, one pixel per sample and round; None if the rounds do not suffice"
-    a, left, size = a * (room > 0), r.clone(), torch.zeros_like(a)
-    for _ in range(rounds):
-        best, j = a.max(1, keepdim=True)                             # the first index of a tie
-        take = torch.minimum(room.gather(1, j), left) * (best > 0)
-        size.scatter_add_(1, j, take)
-        a.scatter_(1, j, 0.)
-        left -= take
-        if not ((left > 0) & (best > 0)).numpy().any(): return size
+def _order(a, room, r):
+    "The pixels from the largest a down, the first index of a tie first: all, or as many as surely suffice"
+    for k in (32, 128) if a.device.type == "cpu" else ():
+        if k >= a.shape[1]: break
+        near = a.topk(k, dim=1).indices.sort(dim=1).values
+        best, order = a.gather(1, near).sort(dim=1, descending=True, stable=True)
+        order, last = near.gather(1, order), best[:, -1:]
+        sure = (room.gather(1, order) * (best > last)).sum(1, keepdim=True) >= r
+        if (sure | (last == 0)).numpy().all(): return order
+    return a.sort(dim=1, descending=True, stable=True).indices
 
 # %% ../nbs/library/00_uncertainty.ipynb #20991b1a
 @patch
 def _fill(self:L1, a, room, r):
     "Greedy, in the order of a = |g|; the first index wins a tie"
     room = torch.minimum(room, r)
-    if a.device.type == "cpu" and (size := _in_turn(a, room, r)) is not None: return size
-    order = a.sort(dim=1, descending=True, stable=True).indices
-    room = room.gather(1, order)
-    spent = room.cumsum(1) - room
-    return torch.zeros_like(room).scatter(1, order, torch.minimum(room, (r - spent).clamp_min(0)))
+    order = _order(a * (room > 0), room, r)
+    part = room.gather(1, order)
+    spent = part.cumsum(1) - part
+    return torch.zeros_like(room).scatter(1, order, torch.minimum(part, (r - spent).clamp_min(0)))
 
 # %% ../nbs/library/00_uncertainty.ipynb #01c95432
 def _newton(a, b, rounds=16):

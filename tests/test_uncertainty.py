@@ -504,19 +504,38 @@ def test_tensors_without_values(ball, box):
     g = torch.empty(6, 1, 7, 7, device='meta')
     for name in 'steepest_ascent', 'support', 'project', 'sample': assert getattr(ball(0.5), name)(g, **given_box(g, box), check=False).device.type == 'meta'
 
+def spread(seed):
+    "Samples of which a quarter of the pixels lies at each side of the box, gradients of many sizes, with zeros and ties"
+    gen = torch.Generator().manual_seed(seed)
+    x = torch.rand(50, 300, generator=gen).mul(2).sub(0.5).clamp(0, 1).double()
+    g = torch.randn(50, 300, generator=gen, dtype=torch.float64) * torch.randn(50, 300, generator=gen, dtype=torch.float64).exp() ** 3
+    g[0], g[1, 5:], g[2] = 0, 0, g[2].sign()
+    return g, x
+
 @pytest.mark.parametrize('r', [1e-3, 0.5, 3., 40.])
-@pytest.mark.parametrize('ball, shortcut', [(L2, '_newton'), (L1, '_in_turn')], ids=['L2', 'L1'])
-def test_shortcut_on_a_cpu_gives_what_sorting_gives(ball, shortcut, r, monkeypatch):
-    gen = torch.Generator().manual_seed(0)
-    x = torch.rand(50, 200, generator=gen).mul(2).sub(0.5).clamp(0, 1).double()           # a quarter at each side of the box
-    g = torch.randn(50, 200, generator=gen, dtype=torch.float64) * torch.randn(50, 200, generator=gen, dtype=torch.float64).exp() ** 3
-    g[0], g[1, 5:] = 0, 0
-    calls, inner = [], getattr(uncertainty, shortcut)
-    monkeypatch.setattr(uncertainty, shortcut, lambda *args: calls.append(inner(*args)) or calls[-1])
-    quick = ball(r).steepest_ascent(g, x, BOX)
+def test_newton_on_a_cpu_gives_what_sorting_gives(r, monkeypatch):
+    g, x = spread(0)
+    calls, inner = [], uncertainty._newton
+    monkeypatch.setattr(uncertainty, '_newton', lambda *args: calls.append(inner(*args)) or calls[-1])
+    quick = L2(r).steepest_ascent(g, x, BOX)
     if r == 0.5: assert calls[0] is not None                                              # else the rounds may not suffice
-    monkeypatch.setattr(uncertainty, shortcut, lambda *args: None)
-    torch.testing.assert_close(quick, ball(r).steepest_ascent(g, x, BOX), rtol=1e-9, atol=1e-12)
+    monkeypatch.setattr(uncertainty, '_newton', lambda *args: None)
+    assert_close(quick, L2(r).steepest_ascent(g, x, BOX), rtol=1e-9, atol=1e-12)
+
+@pytest.mark.parametrize('r, most', [(1e-3, 32), (3., 32), (20., 128), (100., 300)])
+def test_few_pixels_on_a_cpu_give_what_sorting_gives(r, most, monkeypatch):
+    g, x = spread(1)
+    calls, inner = [], uncertainty._order
+    monkeypatch.setattr(uncertainty, '_order', lambda *args: calls.append(inner(*args)) or calls[-1])
+    plain = torch.arange(50) != 2                                                          # all ties: needs the whole order
+    quick = L1(r).steepest_ascent(g[plain], x[plain], BOX)
+    assert calls[0].shape[1] == most
+    monkeypatch.setattr(uncertainty, '_order', lambda a, room, r: a.sort(dim=1, descending=True, stable=True).indices)
+    assert torch.equal(quick, L1(r).steepest_ascent(g[plain], x[plain], BOX))
+    monkeypatch.setattr(uncertainty, '_order', inner)
+    ties = L1(r).steepest_ascent(g[2:3], x[2:3], BOX)[0]
+    used, room = ties != 0, torch.where(g[2] > 0, 1 - x[2], x[2]) > 0
+    assert not (room & ~used)[:used.nonzero().max()].any()                                 # the first of equals come first
 
 # Errors that name the argument
 
