@@ -112,13 +112,15 @@ def value_and_gradient(
     "J, shape (n,), and ∇ₓJ, shape of `x`; weights get none. `ValueError` where not finite, a warning where mostly 0."
     check_batch("x", x, values=False)
     check_labels(y, len(x))
+    if not callable(loss): raise TypeError(f"loss must be a function (logits, y) -> (n,), got {type(loss).__name__}")
     with torch.inference_mode(False), torch.enable_grad():
         x, y = _leaf(x).requires_grad_(), _leaf(y)
         logits = logits_of(model, x, check)
         check_labels(y, len(x), logits.shape[1], wait=check)
         value = loss(logits, y)
         _check_value(value, len(x))
-        grad, = torch.autograd.grad(value.sum(), x)
+        grad, = torch.autograd.grad(value.sum(), x, allow_unused=True)
+    if grad is None: raise ValueError("model must depend on x, but its logits have no gradient")
     if check: _check_gradient(grad)
     return value.detach(), grad
 
@@ -198,7 +200,7 @@ def _ascend(model, x, y, U, start, sizes, box, loss, check, best):
         if k or start is not None or size is not U:                   # else the step of (14), which needs no projection
             delta = U.project(_wide(moved) - _wide(x) + delta, _wide(x), box, check=False)
         moved = shift(x, delta, box)
-    return _better(best, moved, loss(model(moved), y))
+    return _better(best, moved, loss(logits_of(model, moved, check), y))
 
 def _better(best, moved, value):
     if best is None: return moved, value

@@ -222,11 +222,15 @@ def project(self:Ellipsoid,
     box=None,   # (lo, hi): x + Δ must stay inside; meant for diagonal T
     check=True, # also check values, which waits for a GPU
 ):
-    "The Euclidean projection onto U (∩ box), shape of `delta`"
+    "The Euclidean projection onto U (∩ box), shape of `delta`; with the box and a matrix by an iteration, within 1e-5 of r"
     z = _wide(_flat("delta", delta, check))
     (Q, s), room = self._frame(z), None
     if box is not None and Q is None: room = _wide(_room("delta", delta, x, box, check))
-    if box is not None and Q is not None: point, _ = self._solve(z, *_sides("delta", delta, x, box, check), near=True)
+    if box is not None and Q is not None:
+        down, up = map(_wide, _sides("delta", delta, x, box, check))
+        along, off = self._measure(z)
+        there = (self._size(along) <= self._column(z)) & (off <= 1e-12 * _length(z)) & ((z >= -down) & (z <= up)).all(1, keepdim=True)
+        point = torch.where(there, z, self._solve(z, down, up, near=True)[0])
     else:
         along = _along(Q, z)
         point = _back(Q, along.sign() * _shrink_axes(along.abs(), room, s, self._column(z)))
@@ -300,7 +304,9 @@ def _solve(self:Ellipsoid, a, down, up, near=False):
     "argmax ⟨a, Δ⟩ over U ∩ [-down, up], or the point nearest to a; and the box's multipliers. T is a matrix."
     Q, s = self._frame(a)
     top = s.amax(-1, keepdim=True)
-    F, unit = Q * (s / _nonzero(top))[..., None, :], self._column(a) * top       # in units of the longest half axis
+    least = torch.where(s > 0, s, math.inf).amin(-1, keepdim=True)
+    most = _length(_wide(torch.maximum(down, up))) / least                       # no longer u keeps T u in the box
+    F, unit = Q * (s / _nonzero(top))[..., None, :], torch.minimum(self._column(a), most) * top   # of the longest half axis
     far = torch.linalg.vector_norm(F, dim=-1)                                    # no entry of F w is larger
     room = [torch.where(far > 0, torch.minimum(_wide(b).clamp_min(0) / _nonzero(unit), 2 * far), 1) for b in (up, down)]
     c = _along(F, a / _nonzero(unit)) if near else _along(F, a)

@@ -111,7 +111,8 @@ def scaled(self:UncertaintySet,
     if isinstance(factor, bool) or not isinstance(factor, numbers.Real) or not 0 <= _real(factor) < math.inf:
         raise ValueError(f"factor must be a finite number of at least 0, got {factor!r}")
     new = copy.copy(self)
-    new.radius = self.radius * float(factor)
+    r = self.radius * float(factor)
+    new.radius = r if isinstance(r, torch.Tensor) else _radius(r)    # a tensor is not read: a GPU would wait
     return new
 
 @patch
@@ -333,6 +334,7 @@ def contains(self:UncertaintySet,
     "Is Δ in U, and x + Δ in the box? Boolean, shape (n,)"
     flat = _flat("delta", delta, False)
     if x is not None: _check_like("delta", delta, x)
+    _check_tol(tol)
     near = flat if tol is not None or x is None else flat.sign() * (flat.abs() - _rounding(delta, x)).clamp_min(0)
     tol = max(1e-5, torch.finfo(delta.dtype).eps) if tol is None else tol
     inside = self.norm(near) <= self._column(flat).squeeze(1) * (1 + tol)
@@ -340,6 +342,11 @@ def contains(self:UncertaintySet,
     down, up = _sides("delta", delta, x, box, False)
     slack = tol * (down + up).nan_to_num(posinf=1)
     return inside & ((flat >= -down - slack) & (flat <= up + slack)).all(1)
+
+def _check_tol(tol):
+    number = isinstance(tol, numbers.Real) and not isinstance(tol, bool)
+    if tol is not None and not (number and 0 <= tol < math.inf):
+        raise ValueError(f"tol must be None or a finite number of at least 0, got {tol!r}")
 
 def _rounding(delta, x):
     "By how much rounding x + Δ and the difference to x may move each entry, shape (n, d)"

@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import nn
 
+from robust_nb.perturbation import log_odds, perturb
 from robust_nb.sets import Ellipsoid, Group, Lp, Masked, Subspace
 from robust_nb.radii import first_order_radius, smallest_radius, szegedy
 from robust_nb.solvers import frank_wolfe, lbfgs, multi_targeted
@@ -182,3 +183,91 @@ def test_szegedy_box_per_pixel_types_and_empty_batch():
 def test_szegedy_bad_input(change, error, text):
     net, x, y = linear(0, 6, 2)
     with pytest.raises(error, match=text): szegedy(net, **(dict(x=x, y=y) | change))
+
+
+class Scaled(nn.Module):
+    "The same net for samples in other units"
+    def __init__(self, net, unit): super().__init__(); self.net, self.unit = net, unit
+    def forward(self, x): return self.net(x / self.unit)
+
+
+def curved(dtype=torch.float32):
+    g = torch.Generator().manual_seed(1)
+    net = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).to(dtype)
+    with torch.no_grad():
+        for p in net.parameters(): p.copy_(torch.randn(p.shape, generator=g))
+    x = torch.rand(6, 6, generator=g).to(dtype)
+    return net, x, net(x).argmax(1), net(x).topk(2, 1).indices[:, 1]
+
+
+@pytest.mark.parametrize("unit", [1e-4, 255., 1e5])
+def test_units_do_not_matter(unit):
+    net, x, y, other = curved()
+    here = szegedy(net, x, other, box=(0., 1.))[0]
+    assert here.isfinite().any()
+    torch.testing.assert_close(szegedy(Scaled(net, unit), x * unit, other, box=(0., unit))[0] / unit, here, rtol=2e-2, atol=1e-4)
+    value = lambda net, moved: log_odds(net(moved), y).detach()
+    torch.testing.assert_close(value(Scaled(net, unit), lbfgs(Scaled(net, unit), x * unit, y, L2(0.5 * unit), box=(0., unit))), value(net, lbfgs(net, x, y, L2(0.5))), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("distance", [0.1, 1e-3, 1e-8])
+def test_szegedy_close_to_the_boundary(distance):
+    net = nn.Linear(2, 2).double()
+    with torch.no_grad(): net.weight.copy_(torch.tensor([[1., 0], [-1, 0]])), net.bias.zero_()
+    r, _ = szegedy(net, torch.tensor([[distance, 0.5]]).double(), torch.tensor([1]), box=None)
+    assert distance * (1 - 1e-9) <= r.item() <= distance * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-17])
+def test_szegedy_comes_to_an_end(tol):
+    net, x, _, other = curved(torch.float64)
+    r, moved = szegedy(net, x, other, tol=tol, steps=20, box=None)
+    assert r.isfinite().all() and torch.equal(net(moved).argmax(1), other)
+
+
+def test_large_limits_and_tiny_radii():
+    net, x, y = linear(3, 6, 3)
+    x, y = x[:5], y[:5]
+    for limit in (1e9, 1e30, 1e300): torch.testing.assert_close(first_order_radius(net, x, y, Linf(limit)), first_order_radius(net, x, y, Linf(1e3)), rtol=1e-9, atol=0)
+    for limit in (1e30, 1e300): torch.testing.assert_close(smallest_radius(net, x, y, L2(limit), box=None)[0], first_order_radius(net, x, y, L2(1e3), box=None), rtol=0.5, atol=0)
+    plain = nn.Linear(2, 2).double()
+    with torch.no_grad(): plain.weight.copy_(torch.tensor([[1., 0], [-1, 0]])), plain.bias.zero_()
+    near = torch.tensor([[1e-60, 0.5]]).double()
+    for f in (first_order_radius, lambda *a, **k: smallest_radius(*a, **k)[0]): assert f(plain, near, torch.tensor([0]), L2(1.), box=(-1., 1.)).item() == pytest.approx(1e-60, rel=2e-3)
+
+
+def test_half_precision_says_what_the_attack_says():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).bfloat16()
+    x = torch.rand(8, 6).bfloat16()
+    y = net(x).argmax(1)
+    flips = net(perturb(net, x, y, L2(5.))).argmax(1) != y
+    r, moved = smallest_radius(net, x, y, L2(5.))
+    assert flips.sum() >= 4 and (r.isfinite() | ~flips).all() and (net(moved).argmax(1) != y)[r.isfinite()].all()
+
+
+def test_a_solver_that_cheats_is_found_out():
+    net, x, y = linear(0, 6, 2)
+    with pytest.raises(ValueError, match="solver must return x . Δ with Δ in U"): smallest_radius(net, x, y, L2(3.), box=None, solver=lambda m, x, y, U, **k: perturb(m, x, y, U.scaled(100), box=None))
+    with pytest.raises(TypeError, match="solver must return x . Δ like x"): smallest_radius(net, x, y, L2(3.), solver=lambda *a, **k: None)
+    with pytest.raises(TypeError, match="mode must not be given"): smallest_radius(net, x, y, L2(3.), mode="train")
+
+
+def test_logits_that_are_not_finite_on_the_way():
+    class Hole(nn.Module):
+        def forward(self, x): return torch.cat([x.sum(1, keepdim=True) * torch.where(x[:, :1] > 0.2, torch.nan, 1.), 5 * x[:, :1]], 1)
+    x = torch.full((2, 6), 0.1)
+    y = Hole()(x).argmax(1)
+    with pytest.raises(ValueError, match="finite"): szegedy(Hole(), x, 1 - y)
+    for f in (lbfgs, frank_wolfe):
+        with pytest.raises(ValueError, match="finite"): f(Hole(), x, y, L2(1.))
+
+
+def test_a_model_that_ignores_x():
+    class Ignores(nn.Module):
+        def __init__(self): super().__init__(); self.b = nn.Parameter(torch.tensor([0., 2., 1.]))
+        def forward(self, x): return self.b.expand(len(x), 3)
+    x, y = torch.rand(3, 6), torch.ones(3, dtype=torch.int64)
+    for f in (perturb, frank_wolfe, lbfgs, multi_targeted, first_order_radius, smallest_radius):
+        with pytest.raises(ValueError, match="model must depend on x"): f(Ignores(), x, y, L2(0.1))
+    with pytest.raises(ValueError, match="model must depend on x"): szegedy(Ignores(), x, y * 0)

@@ -502,3 +502,20 @@ def test_bad_arguments(name):
             (ValueError, f'x must have the shape of {arg}', (x, x[:1], BOX)), (ValueError, 'x must lie in box', (x, 3 * x, BOX)), (TypeError, 'box must be None or a pair', (x, x, 1.))]:
             with pytest.raises(error) as e: f(*args)
             assert text in str(e.value), str(e.value)
+
+# Radii far beyond the box
+
+@pytest.mark.parametrize('r', [1e3, 1e5, 1e12, 1e100])
+def test_large_radius_in_the_box(r):
+    "The box alone binds: the maximum is a corner, a point inside is its own projection, and draws stay inside"
+    x, d = torch.full((2, 2), 0.5, dtype=torch.float64), torch.tensor([[0.3, 0.2], [-0.4, 0.1]], dtype=torch.float64)
+    for U in (Subspace(torch.eye(2, dtype=torch.float64), r), Ellipsoid(torch.tensor([[2., 1.], [0., 3.]], dtype=torch.float64), r)):
+        assert_close(U.steepest_ascent(d, x, BOX), 0.5 * d.sign(), rtol=1e-6, atol=1e-6)
+        assert torch.equal(U.project(d, x, BOX), d)
+        draw = U.sample(x, x, BOX, torch.Generator().manual_seed(0))
+        assert ((x + draw >= -1e-9) & (x + draw <= 1 + 1e-9)).all() and torch.equal(U.project(draw, x, BOX), draw)
+
+def test_scaled_radius_stays_finite():
+    with pytest.raises(ValueError, match='radius must be finite'): Linf(1e300).scaled(1e300)
+    for tol in (-1, math.nan, math.inf, True, 'a'):
+        with pytest.raises(ValueError, match='tol must be'): L2(1.).contains(torch.ones(1, 2), tol=tol)

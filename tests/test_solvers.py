@@ -70,7 +70,7 @@ def test_model_is_left_as_it_was(solver, dtype):
     x, y = torch.rand(5, 6).to(dtype), torch.zeros(5, dtype=torch.int64)
     given = (x,) if solver is virtual_adversarial else (x, y)
     for mode in (dict(mode="eval"), dict(mode="train"), {}):
-        if mode and solver in (lbfgs, multi_targeted): continue
+        if mode and solver is not frank_wolfe: continue
         with torch.inference_mode(): moved = solver(net, *given, Linf(0.2), steps=3, **mode)
         assert moved.dtype == dtype and Linf(0.2).contains(moved.clone() - x, x, (0., 1.)).all()
     assert net.training and all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and all(p.grad is None for p in net.parameters())
@@ -84,7 +84,7 @@ def test_model_is_left_as_it_was(solver, dtype):
 def test_bad_input(solver, change, error, text):
     net, x, y = net_of(0)
     given = dict(x=x, y=y, U=L2(1.)) | change
-    if "mode" in change and solver in (lbfgs, multi_targeted): error, text = TypeError, "mode"
+    if "mode" in change and solver is not frank_wolfe: error, text = TypeError, "mode"
     if solver is virtual_adversarial:
         del given["y"]
         if "y" in change: return
@@ -143,3 +143,27 @@ def test_virtual_needs_a_model_that_depends_on_x():
     class Constant(nn.Module):
         def forward(self, x): return torch.tensor([[1., 2.]]).expand(len(x), 2)
     with pytest.raises(ValueError, match="model must depend on x"): virtual_adversarial(Constant(), torch.rand(3, 6), L2(0.1))
+
+
+def test_what_lbfgs_asks_of_a_loss():
+    net, x, y = net_of(5)
+    with pytest.raises(ValueError, match="loss must return one value per sample"): lbfgs(net, x, y, L2(0.3), loss=lambda z, y: log_odds(z, y).sum())
+    with pytest.raises(TypeError, match="loss must be a function"): frank_wolfe(net, x, y, L2(0.3), loss=None)
+    for f in (margin, dlr):
+        with pytest.raises(ValueError, match="y must lie in 0 … 2"): f(net(x), y + 3)
+
+
+def test_virtual_bad_input_and_saturated_nets():
+    net, x, _ = net_of(6)
+    for bad in (None, 3, x.numpy(), (x * 9).long()):
+        with pytest.raises(TypeError, match="x must be"): virtual_adversarial(net, bad, L2(0.1))
+        with pytest.raises(TypeError, match="x must be"): kl_hessian(net, bad)
+    with pytest.raises(ValueError, match="v must have the shape of x"): kl_hessian(net, x)(x[:2])
+    with pytest.raises(ValueError, match="v must be finite"): kl_hessian(net, x)(x * torch.nan)
+    sure = nn.Linear(6, 3)
+    with torch.no_grad(): sure.weight.mul_(1e6)
+    with pytest.warns(UserWarning, match="Hessian is exactly 0"): virtual_adversarial(sure, x.float(), L2(0.3))
+    normed = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).train()
+    before = normed[1].running_mean.clone()
+    kl_hessian(normed, x.float())
+    assert torch.equal(normed[1].running_mean, before) and normed.training
