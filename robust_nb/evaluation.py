@@ -86,16 +86,18 @@ def robust_correct(
     U:UncertaintySet, # where Δ may lie; its radius may differ between samples
     *,
     batch_size=200,   # samples per pass
-    **solver,         # passed to `perturb`: steps, random_start, restarts, box, loss …
+    solver=perturb,   # the attack: `perturb`, or a function that is called alike, such as `multi_targeted`
+    **attack,         # passed to it: steps, random_start, restarts, box, loss …
 ):
-    "Which samples are classified correctly at x and at the x + Δ that `perturb` finds: boolean, shape (n,)"
+    "Which samples are classified correctly at x and at the x + Δ that the attack finds: boolean, shape (n,)"
     _check_samples(x, y, batch_size)
     _check_set(U, len(x))
-    if solver.get("targeted"): raise ValueError("targeted must be False: towards the true labels it would help")
+    if not callable(solver): raise TypeError(f"solver must be a function like perturb, got {type(solver).__name__}")
+    if attack.get("targeted"): raise ValueError("targeted must be False: towards the true labels it would help")
     index, hits = torch.arange(len(x), device=x.device), []
     for xs, ys, i in zip(*(t.split(batch_size) for t in (x, y, index))):
         before = correct(model, xs, ys, batch_size)
-        hits.append(before & correct(model, perturb(model, xs, ys, U.at(i), **solver), ys, batch_size))
+        hits.append(before & correct(model, solver(model, xs, ys, U.at(i), **attack), ys, batch_size))
     return torch.cat(hits)
 
 def robust_accuracy(
@@ -105,10 +107,11 @@ def robust_accuracy(
     U:UncertaintySet, # where Δ may lie; its radius may differ between samples
     *,
     batch_size=200,   # samples per pass
-    **solver,         # passed to `perturb`: steps, random_start, restarts, box, loss …
+    solver=perturb,   # the attack: `perturb`, or a function that is called alike, such as `multi_targeted`
+    **attack,         # passed to it: steps, random_start, restarts, box, loss …
 ):
     "The share of samples that stay correct under this attack: an upper bound of the share that no Δ in U can flip"
-    return _share(robust_correct(model, x, y, U, batch_size=batch_size, **solver))
+    return _share(robust_correct(model, x, y, U, batch_size=batch_size, solver=solver, **attack))
 
 # %% ../nbs/library/06_evaluation.ipynb #8524eb97
 def _check_set(U, n):

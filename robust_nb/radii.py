@@ -5,17 +5,16 @@
 # %% auto #0
 __all__ = ['first_order_radius', 'smallest_radius', 'szegedy']
 
-# %% ../nbs/library/14_radii.ipynb #5be9245d
+# %% ../nbs/library/14_radii.ipynb #d575d4d8
 import math, numbers
 import numpy as np
 import torch
-from scipy.optimize import minimize
 from .perturbation import (_check, _leaf, _wide, check_labels, cross_entropy, in_mode, logits_of, perturb, shift,
                                     value_and_gradient)
-from .solvers import _TIGHT, _bounds, _flat_numpy, _like, _rows, margin
+from .solvers import _bounds, _flat_numpy, _lbfgsb, _like, _rows, margin
 from .uncertainty import L2, NormBall, check_batch
 
-# %% ../nbs/library/14_radii.ipynb #aecde221
+# %% ../nbs/library/14_radii.ipynb #588002cb
 def first_order_radius(
     model,        # maps x to logits of shape (n, K)
     x,            # samples, shape (n, ...), floating point, inside the box
@@ -32,8 +31,8 @@ def first_order_radius(
         z = _wide(logits_of(model, leaf, check))
         check_labels(y, len(x), z.shape[1], wait=check)
         lead = z.gather(1, y.long()[:, None]) - z                     # κ, shape (n, K)
-        slopes = [None]
-        if z.requires_grad: slopes = [torch.autograd.grad(-lead[:, k].sum(), leaf, retain_graph=True, allow_unused=True)[0] for k in range(z.shape[1])]
+        def slope(k): return torch.autograd.grad(-lead[:, k].sum(), leaf, retain_graph=True, allow_unused=True)[0]
+        slopes = [slope(k) if z.requires_grad else None for k in range(z.shape[1])]
         if slopes[0] is None: raise ValueError("model must depend on x, but its logits have no gradient")
     lead, limit, wide = lead.detach(), _limit(U, lead), _wide(x.detach())
     best = torch.full_like(limit, torch.inf)
@@ -125,7 +124,7 @@ def _check_moved(moved, x, U, box):
     if isinstance(U, NormBall) and not U.contains(_wide(moved) - _wide(x), x, box).all():
         raise ValueError("solver must return x + Δ with Δ in U and x + Δ in the box")
 
-# %% ../nbs/library/14_radii.ipynb #9ae34bc5
+# %% ../nbs/library/14_radii.ipynb #cd2f88a4
 def szegedy(
     model,        # maps x to logits of shape (n, K)
     x,            # samples, shape (n, ...), floating point, inside the box; one search for each
@@ -136,7 +135,7 @@ def szegedy(
     box=(0., 1.), # (lo, hi), numbers or tensors that broadcast to x; None for no box
     check=True,   # also check values, which waits for a GPU
 ):
-    "(‖Δ‖₂, x + Δ) of problem (1) with the largest c that succeeds, (n,) and shape of `x`. 0: already `y`, inf: not found"
+    "(‖Δ‖₂, x + Δ) of problem (1) with the largest c that succeeds, (n,), shape of `x`. 0: already `y`, inf: not found"
     _check_tol(tol)
     box = _check(x, y, L2(0.), steps, 1, box, check)
     with torch.inference_mode(False), in_mode(model, "eval"), torch.no_grad():
@@ -150,7 +149,7 @@ def szegedy(
     return radius, best
 
 def _nearest(model, x, y, box, tol, steps, check):
-    "The shortest Δ that succeeds while c is searched: its length and x + Δ. Lengths in units of J / ‖∇J‖₂ at x, J of its own."
+    "The shortest Δ that succeeds while c is searched: its length and x + Δ. J in units of J(x), lengths of J / ‖∇J‖₂"
     J, g = value_and_gradient(model, x, y, cross_entropy, False)
     if check: check_batch("the gradient of the loss at x", g)
     slope = np.linalg.norm(_flat_numpy(g))
@@ -167,10 +166,10 @@ def _nearest(model, x, y, box, tol, steps, check):
     limits = _bounds(x, box, _wide(x).new_full((1, 1), torch.inf), unit)
     best, start, low, high, c = None, np.zeros(x.numel()), 0., 2., 0.5          # at c = 1 no step from 0 pays any more
     for _ in range(60):
-        found = minimize(cost, start, (c,), jac=True, method="L-BFGS-B", bounds=limits, options=dict(maxfun=steps, **_TIGHT))
+        found = _lbfgsb(cost, start, limits, steps, c)
         if found.fun < 1 and reaches(found.x):                                   # Δ = 0 costs 1
-            low = c
-            if best is None or np.linalg.norm(found.x) < np.linalg.norm(best): best = start = found.x
+            low, d = c, found.x
+            if best is None or np.linalg.norm(d) < np.linalg.norm(best): best = start = d
         else: high = c
         if c < 1e-6 or high <= low * (1 + tol): break
         c = c / 4 if low == 0 else math.sqrt(low * high)

@@ -222,14 +222,15 @@ def project(self:Ellipsoid,
     box=None,   # (lo, hi): x + Δ must stay inside; meant for diagonal T
     check=True, # also check values, which waits for a GPU
 ):
-    "The Euclidean projection onto U (∩ box), shape of `delta`; with the box and a matrix by an iteration, within 1e-5 of r"
+    "The Euclidean projection onto U (∩ box), shape of `delta`; with the box and a matrix an iteration, within 1e-5 of r"
     z = _wide(_flat("delta", delta, check))
     (Q, s), room = self._frame(z), None
     if box is not None and Q is None: room = _wide(_room("delta", delta, x, box, check))
     if box is not None and Q is not None:
         down, up = map(_wide, _sides("delta", delta, x, box, check))
         along, off = self._measure(z)
-        there = (self._size(along) <= self._column(z)) & (off <= 1e-12 * _length(z)) & ((z >= -down) & (z <= up)).all(1, keepdim=True)
+        there = (self._size(along) <= self._column(z)) & (off <= 1e-12 * _length(z))
+        there &= ((z >= -down) & (z <= up)).all(1, keepdim=True)
         point = torch.where(there, z, self._solve(z, down, up, near=True)[0])
     else:
         along = _along(Q, z)

@@ -42,7 +42,7 @@ def frank_wolfe(
 
 def _signed(loss, targeted): return (lambda logits, y: -loss(logits, y)) if targeted else loss
 
-# %% ../nbs/library/13_solvers.ipynb #4c97c721
+# %% ../nbs/library/13_solvers.ipynb #fbc6a1e4
 def lbfgs(
     model,          # maps x to logits of shape (n, K)
     x,              # samples, shape (n, ...), floating point, inside the box; one search for each
@@ -64,14 +64,15 @@ def lbfgs(
         step = perturb(model, x, y, U, box=box, loss=loss, targeted=targeted, check=check)
         ends = [_search(model, x, y, U, step, steps, box, signed, torch.tensor([i]), check) for i in range(len(x))]
         best = None
-        for moved in (x, step, torch.cat([x[:0], *ends])): best = _better(best, moved, signed(logits_of(model, moved, check), y))
+        for moved in (x, step, torch.cat([x[:0], *ends])):
+            best = _better(best, moved, signed(logits_of(model, moved, check), y))
         return best[0]
 
 def _search(model, x, y, U, step, steps, box, loss, i, check):
     "The end of L-BFGS-B for sample `i`, a tensor of one index"
     a, label, box, r = x[i], y[i], _rows(box, i, x), U.at(i)._column(_wide(x[i]).flatten(1))
     if not r: return a
-    ball, slope = U.at(i).with_radius(1.), 1.                         # lengths in units of r, the loss in units of its slope
+    ball, slope = U.at(i).with_radius(1.), 1.                    # lengths in units of r, the loss in units of its slope
     def inside(v): return v / ball.norm(v).clamp_min(1).reshape(-1, *[1] * (v.ndim - 1))
     def descent(v):
         v = _like(v, a).requires_grad_()
@@ -82,15 +83,18 @@ def _search(model, x, y, U, step, steps, box, loss, i, check):
         return -value.item() / slope, -_flat_numpy(grad) / slope
     start = _flat_numpy(step[i] - a) / 2 / r.item()
     slope = np.linalg.norm(descent(start)[1]) or 1.
-    found = minimize(descent, start, jac=True, method="L-BFGS-B", bounds=_bounds(a, box, r.new_ones(1, 1), r.item()), options=dict(maxfun=steps, **_TIGHT))
-    return shift(a, r.item() * inside(_like(found.x, a)), box)
+    v = _lbfgsb(descent, start, _bounds(a, box, r.new_ones(1, 1), r.item()), steps).x
+    return shift(a, r.item() * inside(_like(v, a)), box)
 
-# %% ../nbs/library/13_solvers.ipynb #fe1e3b07
+# %% ../nbs/library/13_solvers.ipynb #d9e27af0
 def _flat_numpy(a): return a.flatten().double().cpu().numpy()
 
 def _like(v, a): return torch.tensor(v).to(_wide(a)).reshape(a.shape)
 
-_TIGHT = dict(ftol=1e-12, gtol=1e-8)     # in units of the slope: `steps` ends a search, not SciPy's own idea of small
+def _lbfgsb(f, start, bounds, steps, *args):
+    "SciPy's result for f, which returns value and gradient, in units in which its slope is about 1"
+    options = dict(maxfun=steps, ftol=1e-12, gtol=1e-8)
+    return minimize(f, start, args, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
 
 def _bounds(a, box, limit, unit):
     "How far each pixel of the one sample `a` may go, at most `limit`, inside the box, in units of `unit`: pairs for SciPy"
@@ -132,7 +136,7 @@ def _logits(logits, y, least):
     check_labels(y, len(y), logits.shape[1], wait=False)
     return _wide(logits), y.long()[:, None]
 
-# %% ../nbs/library/13_solvers.ipynb #7e4d201c
+# %% ../nbs/library/13_solvers.ipynb #580771e5
 def multi_targeted(
     model,        # maps x to logits of shape (n, K)
     x,            # samples, shape (n, ...), floating point, inside the box
@@ -156,7 +160,8 @@ def multi_targeted(
             if not len(live): break
             t, label, at = rivals[live, None], y[live], U.at(live)
             overtakes = lambda logits, y: _wide(logits.gather(1, t) - logits.gather(1, y.long()[:, None])).squeeze(1)
-            moved = perturb(model, x[live], label, at, steps=steps, box=_rows(box, live, x), loss=overtakes, **_rows(attack, live, x))
+            rest = dict(box=_rows(box, live, x), **_rows(attack, live, x))
+            moved = perturb(model, x[live], label, at, steps=steps, loss=overtakes, **rest)
             there = margin(logits_of(model, moved, check), label)
             won = there > value[live]
             best[live[won]], value[live[won]] = moved[won], there[won]

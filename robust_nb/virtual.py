@@ -11,7 +11,7 @@ import torch
 from .perturbation import _check, _leaf, _wide, in_mode, logits_of, shift
 from .uncertainty import UncertaintySet, check_batch
 
-# %% ../nbs/library/15_virtual.ipynb #5bbbde02
+# %% ../nbs/library/15_virtual.ipynb #db30b289
 def kl_hessian(
     model,      # maps x to logits of shape (n, K); held in eval mode, so that samples are not coupled
     x,          # samples, shape (n, ...), floating point
@@ -22,8 +22,9 @@ def kl_hessian(
     with torch.inference_mode(False), in_mode(model, "eval"), torch.enable_grad():
         leaf = _leaf(x).requires_grad_()
         z = logits_of(model, leaf, check)
-        weights, back = torch.zeros_like(z, requires_grad=True), None
-        if z.requires_grad: back, = torch.autograd.grad(z, leaf, weights, create_graph=True, allow_unused=True)   # Zᵀ weights
+        weights = torch.zeros_like(z, requires_grad=True)
+        keep = dict(create_graph=True, allow_unused=True)
+        back = torch.autograd.grad(z, leaf, weights, **keep)[0] if z.requires_grad else None               # Zᵀ weights
         if back is None: raise ValueError("model must depend on x, but its logits have no gradient")
     p, top = _wide(z.detach()).softmax(1), z.argmax(1, keepdim=True)
     def product(v):
@@ -35,7 +36,7 @@ def kl_hessian(
         return torch.autograd.grad(z, leaf, Cu.to(z.dtype), retain_graph=True)[0]
     return product
 
-# %% ../nbs/library/15_virtual.ipynb #ffbdcecd
+# %% ../nbs/library/15_virtual.ipynb #433569b0
 def virtual_adversarial(
     model,            # maps x to logits of shape (n, K)
     x,                # samples, shape (n, ...), floating point, inside the box
@@ -55,5 +56,6 @@ def virtual_adversarial(
         slope = _wide(hessian(delta))
         delta = U.steepest_ascent(slope, _wide(x), box, check=False)
     flat = int((slope == 0).flatten(1).all(1).sum()) if check else 0
-    if 2 * flat > len(x): warnings.warn(f"the Hessian is exactly 0 along Δ for {flat} of {len(x)} samples, which stay as they are", stacklevel=2)
+    if 2 * flat > len(x):
+        warnings.warn(f"the Hessian is exactly 0 along Δ for {flat} of {len(x)} samples: they stay as they are", stacklevel=2)
     return shift(x, delta, box)

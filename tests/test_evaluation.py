@@ -12,6 +12,7 @@ from robust_nb.evaluation import (AdversarialCollection, accuracy, accuracy_curv
                                   weights_digest, wilson)
 from robust_nb.models import MLP, Linear, MNISTNet, pretrained
 from robust_nb.perturbation import perturb
+from robust_nb.solvers import multi_targeted
 from robust_nb.uncertainty import L1, L2, Linf
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -435,3 +436,12 @@ def test_benchmark_runs():
     r = subprocess.run([sys.executable, "benchmarks/curve.py", "--samples", "30", "--radii", "3", "--repetitions", "2"], capture_output=True, text=True,
                        cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"})
     assert r.returncode == 0 and "separate ÷ curve" in r.stdout, r.stdout + r.stderr
+
+
+def test_another_solver_may_attack():
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(6, 4), torch.rand(30, 6)
+    y = net(x).argmax(1)
+    by_default, by_another = (robust_accuracy(net, x, y, L2(0.3), batch_size=8, solver=f, steps=5) for f in (perturb, multi_targeted))
+    assert by_another <= by_default == robust_accuracy(net, x, y, L2(0.3), steps=5)
+    with pytest.raises(TypeError, match="solver must be a function"): robust_accuracy(net, x, y, L2(0.3), solver="pgd")
