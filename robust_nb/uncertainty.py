@@ -236,7 +236,7 @@ def _fill(self:Linf, a, room, r): return torch.minimum(room, r)
 # %% ../nbs/library/00_uncertainty.ipynb #34d06376
 def _order(a, room, r):
     "The pixels from the largest a down, the first index of a tie first: all, or as many as surely suffice"
-    for k in (32, 128) if a.device.type == "cpu" else ():
+    for k in (16, 64, 256) if a.device.type == "cpu" else ():
         if k >= a.shape[1]: break
         near = a.topk(k, dim=1).indices.sort(dim=1).values
         best, order = a.gather(1, near).sort(dim=1, descending=True, stable=True)
