@@ -1,5 +1,5 @@
 """The attacks that `strength.py` compares, behind one signature: attack(net, x, y, norm, radius, calls) returns x + Δ, or None where the library has none.
-`calls` is the number of gradient calls. Peers run with the step that their own defaults or papers give; none starts at random, nor do ours."""
+`calls` is the number of gradient calls. Peers run with the step that their own defaults or papers give; neither they nor ours start at random, but for APGD, which always does and takes one gradient more."""
 import logging, warnings
 
 import numpy as np

@@ -9,10 +9,11 @@ __all__ = ['first_order_radius', 'smallest_radius', 'szegedy']
 import math, numbers
 import numpy as np
 import torch
+from .evaluation import check_moved
 from .perturbation import (_check, _leaf, _wide, check_labels, cross_entropy, in_mode, logits_of, perturb, shift,
                                     value_and_gradient)
 from .solvers import _bounds, _flat_numpy, _lbfgsb, _like, _rows, margin
-from .uncertainty import L2, NormBall, check_batch
+from .uncertainty import L2, check_batch
 
 # %% ../nbs/library/14_radii.ipynb #588002cb
 def first_order_radius(
@@ -71,7 +72,7 @@ def smallest_radius(
     *,
     tol=1e-3,     # stop when the interval is at most this share of the radius found
     box=(0., 1.), # (lo, hi), numbers or tensors that broadcast to x; None for no box
-    solver=perturb, # the attack: perturb, frank_wolfe, lbfgs, multi_targeted, or one that is called alike
+    solver=perturb, # the attack, with one step unless `steps` says more; or frank_wolfe, lbfgs, multi_targeted …
     **attack,       # of the solver: steps, restarts, loss, …
 ):
     "(radius, x + Δ): the smallest at which the attack flips, (n,), and what is misread there; 0: already, inf: withstood"
@@ -94,7 +95,7 @@ def smallest_radius(
             r = torch.where(hi.isinf(), reach, middle)[live]
             part, labels, at = x[live], y[live], U.at(live)
             moved = solver(model, part, labels, at.with_radius(r), box=_rows(box, live, x), **_rows(attack, live, x))
-            _check_moved(moved, part, at.with_radius(r), _rows(box, live, x))
+            check_moved(moved, part, at.with_radius(r), _rows(box, live, x))
             flips = _clearly(logits_of(model, moved, check), labels)
             length = torch.minimum(at.norm(_wide(moved) - _wide(part)).to(r), r)
             failed = torch.where(hi[live].isinf(), torch.inf, r)
@@ -115,14 +116,6 @@ def _noise(logits):
     "What rounding may add to a margin, shape (n,): 8 units of the largest logit, in half precision 1"
     units = 8 if logits.dtype.itemsize > 2 else 1
     return units * torch.finfo(logits.dtype).eps * _wide(logits).abs().amax(1)
-
-def _check_moved(moved, x, U, box):
-    "Raises unless a solver returned x + Δ, with Δ in U where U is the ball of a norm"
-    if not isinstance(moved, torch.Tensor) or moved.shape != x.shape or moved.dtype != x.dtype:
-        got = f"{moved.dtype}, {tuple(moved.shape)}" if isinstance(moved, torch.Tensor) else type(moved).__name__
-        raise TypeError(f"solver must return x + Δ like x, {x.dtype}, {tuple(x.shape)}, got {got}")
-    if isinstance(U, NormBall) and not U.contains(_wide(moved) - _wide(x), x, box).all():
-        raise ValueError("solver must return x + Δ with Δ in U and x + Δ in the box")
 
 # %% ../nbs/library/14_radii.ipynb #cd2f88a4
 def szegedy(

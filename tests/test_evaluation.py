@@ -445,3 +445,10 @@ def test_another_solver_may_attack():
     by_default, by_another = (robust_accuracy(net, x, y, L2(0.3), batch_size=8, solver=f, steps=5) for f in (perturb, multi_targeted))
     assert by_another <= by_default == robust_accuracy(net, x, y, L2(0.3), steps=5)
     with pytest.raises(TypeError, match="solver must be a function"): robust_accuracy(net, x, y, L2(0.3), solver="pgd")
+
+
+def test_a_solver_that_cheats_is_found_out():
+    net, x = torch.nn.Linear(6, 4), torch.rand(10, 6)
+    y = net(x).argmax(1)
+    for solver, error, text in ((lambda m, x, y, U, **k: 1 - x, ValueError, "with Δ in U"), (lambda *a, **k: None, TypeError, "solver must return x . Δ like x"), (lambda m, x, y, U, **k: x.double(), TypeError, "like x")):
+        with pytest.raises(error, match=text): robust_accuracy(net, x, y, L2(0.01), solver=solver)
