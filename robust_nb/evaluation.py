@@ -94,11 +94,12 @@ def robust_correct(
     _check_set(U, len(x))
     if not callable(solver): raise TypeError(f"solver must be a function like perturb, got {type(solver).__name__}")
     if attack.get("targeted"): raise ValueError("targeted must be False: towards the true labels it would help")
+    attack = dict(box=(0., 1.)) | attack
     index, hits = torch.arange(len(x), device=x.device), []
     for xs, ys, i in zip(*(t.split(batch_size) for t in (x, y, index))):
         before = correct(model, xs, ys, batch_size)
-        with in_mode(model, "eval"): moved = solver(model, xs, ys, U.at(i), **attack)
-        check_moved(moved, xs, U.at(i), attack.get("box", (0., 1.)))
+        with in_mode(model, attack.get("mode", "eval")): moved = solver(model, xs, ys, U.at(i), **attack)
+        check_moved(moved, xs, U.at(i), attack["box"])
         hits.append(before & correct(model, moved, ys, batch_size))
     return torch.cat(hits)
 

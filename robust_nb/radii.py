@@ -94,8 +94,9 @@ def smallest_radius(
             middle = torch.where(lo > 0, lo.sqrt() * hi.sqrt(), hi / 4)
             r = torch.where(hi.isinf(), reach, middle)[live]
             part, labels, at = x[live], y[live], U.at(live)
-            moved = solver(model, part, labels, at.with_radius(r), box=_rows(box, live, x), **_rows(attack, live, x))
-            check_moved(moved, part, at.with_radius(r), _rows(box, live, x))
+            inner, room = at.with_radius(r), _rows(box, live, x)
+            with torch.enable_grad(): moved = solver(model, part, labels, inner, box=room, **_rows(attack, live, x))
+            check_moved(moved, part, inner, room)
             flips = _clearly(logits_of(model, moved, check), labels)
             length = torch.minimum(at.norm(_wide(moved) - _wide(part)).to(r), r)
             failed = torch.where(hi[live].isinf(), torch.inf, r)

@@ -10,7 +10,7 @@ import copy, math, numbers
 import torch
 from fastcore.basics import patch
 from .uncertainty import L1, L2, Linf, NormBall, UncertaintySet, check_batch, check_box
-from .uncertainty import _capped, _flat, _nonzero, _room, _rounding, _sides, _wide
+from .uncertainty import _capped, _check_tol, _flat, _nonzero, _room, _rounding, _sides, _wide
 
 # %% ../nbs/library/12_sets.ipynb #5268f37f
 def _search(f, lo, hi, rounds=60):
@@ -188,6 +188,7 @@ def contains(self:Ellipsoid,
     tol=None, # relative to r and the width of the box; None: 1e-5, or more in half precision, and the rounding of x + Δ
 ):
     "Is Δ in U, and x + Δ in the box? Boolean, shape (n,)"
+    _check_tol(tol)
     flat = _wide(_flat("delta", delta, False))
     slack = 0. if tol is not None else _length(_wide(_rounding(delta, torch.zeros_like(delta) if x is None else x)))
     tol = max(1e-5, torch.finfo(delta.dtype).eps) if tol is None else tol

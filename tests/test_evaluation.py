@@ -12,6 +12,7 @@ from robust_nb.evaluation import (AdversarialCollection, accuracy, accuracy_curv
                                   weights_digest, wilson)
 from robust_nb.models import MLP, Linear, MNISTNet, pretrained
 from robust_nb.perturbation import perturb
+from robust_nb.radii import smallest_radius
 from robust_nb.solvers import multi_targeted
 from robust_nb.uncertainty import L1, L2, Linf
 
@@ -452,3 +453,27 @@ def test_a_solver_that_cheats_is_found_out():
     y = net(x).argmax(1)
     for solver, error, text in ((lambda m, x, y, U, **k: 1 - x, ValueError, "with Δ in U"), (lambda *a, **k: None, TypeError, "solver must return x . Δ like x"), (lambda m, x, y, U, **k: x.double(), TypeError, "like x")):
         with pytest.raises(error, match=text): robust_accuracy(net, x, y, L2(0.01), solver=solver)
+
+
+def test_a_solver_of_ones_own_meets_the_same_conditions_everywhere():
+    "Eval mode, gradients enabled, and a box, in `robust_accuracy` and in `smallest_radius`"
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3)).train()
+    x, seen = torch.rand(12, 6), []
+    y = net.eval()(x).argmax(1)
+    def own(model, x, y, U, *, box):
+        seen.append((model.training, box))
+        leaf = x.clone().requires_grad_()
+        grad, = torch.autograd.grad(torch.nn.functional.cross_entropy(model(leaf), y, reduction="sum"), leaf)
+        return x + U.steepest_ascent(grad, x, box)
+    robust_accuracy(net.train(), x, y, L2(0.3), solver=own)
+    smallest_radius(net, x, y, L2(0.3), solver=own)
+    assert net.training and len(seen) > 1 and set(seen) == {(False, (0., 1.))}
+
+
+def test_train_mode_leaves_frozen_parts_frozen():
+    net = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 3)).train()
+    net[1].eval()
+    flags, x = [], torch.rand(12, 6)
+    net[1].register_forward_hook(lambda m, *_: flags.append(m.training))
+    robust_accuracy(net, x, torch.zeros(12, dtype=torch.int64), L2(0.3), mode="train")
+    assert flags and not any(flags) and net.training and not net[1].training

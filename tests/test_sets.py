@@ -518,4 +518,5 @@ def test_large_radius_in_the_box(r):
 def test_scaled_radius_stays_finite():
     with pytest.raises(ValueError, match='radius must be finite'): Linf(1e300).scaled(1e300)
     for tol in (-1, math.nan, math.inf, True, 'a'):
-        with pytest.raises(ValueError, match='tol must be'): L2(1.).contains(torch.ones(1, 2), tol=tol)
+        for U in (L2(1.), Lp(3, 1.), Ellipsoid(torch.ones(2), 1.), Subspace(torch.eye(2), 1.), Masked(L2(1.), torch.tensor([[True, False]]))):
+            with pytest.raises(ValueError, match='tol must be'): U.contains(torch.ones(1, 2), tol=tol)
