@@ -9,7 +9,7 @@ __all__ = ['first_order_radius', 'smallest_radius', 'szegedy']
 import math, numbers
 import numpy as np
 import torch
-from .evaluation import check_moved
+from .evaluation import _check_moved
 from .perturbation import (_check, _leaf, _wide, check_labels, cross_entropy, in_mode, logits_of, perturb, shift,
                                     value_and_gradient)
 from .solvers import _bounds, _flat_numpy, _lbfgsb, _like, _rows, margin
@@ -96,7 +96,7 @@ def smallest_radius(
             part, labels, at = x[live], y[live], U.at(live)
             inner, room = at.with_radius(r), _rows(box, live, x)
             with torch.enable_grad(): moved = solver(model, part, labels, inner, box=room, **_rows(attack, live, x))
-            check_moved(moved, part, inner, room)
+            _check_moved(moved, part, inner, room)
             flips = _clearly(logits_of(model, moved, check), labels)
             length = torch.minimum(at.norm(_wide(moved) - _wide(part)).to(r), r)
             failed = torch.where(hi[live].isinf(), torch.inf, r)
