@@ -39,22 +39,32 @@ class Standard:
 
     def __repr__(self): return f"{type(self).__name__}()"
 
-# %% ../nbs/library/02_objectives.ipynb #91452e0c
+# %% ../nbs/library/02_objectives.ipynb #5e66501a
 class Robust(Standard):
     "(1/n) Σᵢ J(θ, xᵢ + Δ̂ᵢ, yᵢ) with Δ̂ᵢ found by ascent and then held constant: Algorithm 1"
     def __init__(self,
         U:UncertaintySet, # where Δ may lie; per-sample radii are those of the whole training set
         *,
         box=(0., 1.),     # (lo, hi) of the data; None for no box, as in the `paper` recipe
-        **solver,         # passed to `perturb`: steps, step_size, random_start, restarts, loss, mode
+        warm_up=0,        # w epochs at smaller radii: r·k/(w + 1) in epoch k = 1 … w
+        **solver,         # passed to `perturb`: steps, step_size, random_start, restarts, keep, loss, mode
     ):
-        _check_robust(U, solver)
-        self.U, self.box, self.solver = U, check_box(box), solver
+        _check_robust(U, warm_up, solver)
+        self.U, self.box, self.warm_up, self.solver = U, check_box(box), int(warm_up), solver
+        self.share = 1.       # of the radius; `fit` tells the epoch, and whoever does not gets all of it
+
+    def on_epoch(self, epoch):
+        "Sets the share of the radius for the epoch that comes after `epoch` epochs"
+        self.share = min(1., (epoch + 1) / (self.warm_up + 1))
+
+    def at(self, index=None):
+        "The sets of the samples `index` in this epoch"
+        return self.U.at(index) if self.share == 1 else self.U.at(index).scaled(self.share)
 
     def perturbed(self, model, x, y, index=None):
         "x + Δ̂: what the descent step sees; arguments as in a call"
         _check_shared(self.box, x)
-        return perturb(model, x, y, self.U.at(index), box=self.box, check=False, **self.solver)
+        return perturb(model, x, y, self.at(index), box=self.box, check=False, **self.solver)
 
     def __call__(self,
         model,      # maps x to logits of shape (n, K)
@@ -65,8 +75,12 @@ class Robust(Standard):
         "The mean cross-entropy at x + Δ̂, a scalar; `logs` as for `Standard`. `prepare` checks values, this does not."
         return super().__call__(model, self.perturbed(model, x, y, index), y)
 
-# %% ../nbs/library/02_objectives.ipynb #4474c69b
-def _check_robust(U, solver, options=("steps", "step_size", "random_start", "restarts", "loss", "mode")):
+# %% ../nbs/library/02_objectives.ipynb #23301f2e
+_OPTIONS = ("steps", "step_size", "random_start", "restarts", "keep", "loss", "mode")
+
+def _check_robust(U, warm_up, solver, options=_OPTIONS):
+    if isinstance(warm_up, bool) or not isinstance(warm_up, numbers.Integral) or not 0 <= warm_up < 1 << 31:
+        raise ValueError(f"warm_up must be a number of epochs, an integer of at least 0, got {warm_up!r}")
     if not isinstance(U, UncertaintySet):
         raise TypeError(f"U must be an UncertaintySet such as Linf(0.1), got {type(U).__name__}")
     wrong = sorted(set(solver) - set(options))
@@ -80,14 +94,16 @@ def _check_shared(box, x):
         if isinstance(b, torch.Tensor) and b.ndim == x.ndim and len(b) > 1:
             raise ValueError(f"box must be one for all samples, got a tensor of shape {tuple(b.shape)}")
 
-# %% ../nbs/library/02_objectives.ipynb #fb790162
+# %% ../nbs/library/02_objectives.ipynb #5a90b15a
 @patch
 def __repr__(self:Robust):
     extra = (f", {k}={getattr(v, '__name__', repr(v))}" for k, v in self._extra().items())
     return f"{type(self).__name__}({self.U}{''.join(extra)})"
 
 @patch
-def _extra(self:Robust): return ({} if repr(self.box) == "(0.0, 1.0)" else dict(box=self.box)) | self.solver
+def _extra(self:Robust):
+    warm_up = dict(warm_up=self.warm_up) if self.warm_up else {}
+    return ({} if repr(self.box) == "(0.0, 1.0)" else dict(box=self.box)) | warm_up | self.solver
 
 # %% ../nbs/library/02_objectives.ipynb #1dc2e569
 @patch
@@ -103,14 +119,15 @@ def prepare(self:Robust,
     if n != len(x): raise ValueError(f"radius has {n} values, one per sample, but there are {len(x)} training samples")
     self.U = self.U.with_radius(self.U.radius.to(x.device))
 
-# %% ../nbs/library/02_objectives.ipynb #0bde0c83
+# %% ../nbs/library/02_objectives.ipynb #7153768b
 class Surrogate(Robust):
     "(1/n) Σᵢ J(θ, xᵢ, yᵢ) + max ⟨∇ₓJ, Δ⟩ over Uᵢ (∩ box): equation (15), J + r‖∇ₓJ‖* without a box"
     def __init__(self,
         U:UncertaintySet, # where Δ may lie; per-sample radii are those of the whole training set
         *,
         box=(0., 1.),     # (lo, hi) of the data; None for no box, as in the `paper` recipe
-    ): super().__init__(U, box=box)
+        warm_up=0,        # epochs at smaller radii, as for `Robust`
+    ): super().__init__(U, box=box, warm_up=warm_up)
 
     def __call__(self,
         model,      # maps x to logits of shape (n, K), twice differentiable
@@ -128,12 +145,12 @@ class Surrogate(Robust):
             value = cross_entropy(logits, y)
             grad, = torch.autograd.grad(value.sum(), leaf, create_graph=True)
         wide = grad.detach().to(value.dtype), x.to(value.dtype)           # float32 or better
-        delta = self.U.at(index).steepest_ascent(*wide, self.box, check=False)
+        delta = self.at(index).steepest_ascent(*wide, self.box, check=False)
         loss = (value + (grad * delta).flatten(1).sum(1)).mean()
         loss.logs = dict(accuracy=_accuracy(logits, y))
         return loss
 
-# %% ../nbs/library/02_objectives.ipynb #aa83a844
+# %% ../nbs/library/02_objectives.ipynb #0945202b
 class AdversarialMix(Robust):
     "αJ(θ, x, y) + (1 − α)J(θ, x + Δ̂, y): Goodfellow's loss, equation (5). α = 0 is Algorithm 1."
     def __init__(self,
@@ -141,7 +158,7 @@ class AdversarialMix(Robust):
         alpha=0.5,        # weight α of the clean loss, in [0, 1]
         *,
         box=(0., 1.),     # (lo, hi) of the data, or None
-        **solver,         # passed to `perturb`, as for `Robust`
+        **solver,         # warm_up, and what is passed to `perturb`, as for `Robust`
     ):
         if isinstance(alpha, bool) or not isinstance(alpha, numbers.Real) or not 0 <= alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")

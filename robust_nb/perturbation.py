@@ -157,7 +157,7 @@ def shift(
 
 def _wide(a): return a.to(torch.promote_types(a.dtype, torch.float32))
 
-# %% ../nbs/library/01_perturbation.ipynb #77eb478f
+# %% ../nbs/library/01_perturbation.ipynb #09a55ee3
 def perturb(
     model,              # maps x to logits of shape (n, K)
     x,                  # samples, shape (n, ...), floating point, inside the box
@@ -168,6 +168,7 @@ def perturb(
     step_size=None,     # radius of each step, as U's; None: first U's own radius, then linearly down to 0
     random_start=False, # start from a draw from U instead of from Δ = 0, and keep the better end of the ascent
     restarts=1,         # runs per sample, the best kept; runs after the first start at random
+    keep="best",        # of one ascent: its "best" iterate, or its "last", which saves a pass and may be worse than `x`
     box=(0., 1.),       # (lo, hi), numbers or tensors that broadcast to x: x + Δ stays inside; None for no box
     loss=log_odds,      # what to ascend: (logits, y) -> (n,); see above why not `F.cross_entropy`
     targeted=False,     # descend instead: make the model say `y`
@@ -177,6 +178,7 @@ def perturb(
 ):
     "x + Δ, shape of `x`, detached. `model` is left as it was found. `TypeError`, `ValueError`: names the argument."
     box = _check(x, y, U, steps, restarts, box, check)
+    _check_keep(keep, restarts)
     sizes = _sizes(U, steps, step_size, len(x))
     signed = (lambda logits, y: -loss(logits, y)) if targeted else loss
     best, x = None, x.detach()
@@ -186,20 +188,21 @@ def perturb(
             return shift(x, U.steepest_ascent(_wide(grad), _wide(x), box, check=False), box)
         for run in range(restarts):
             start = U.sample(_wide(x), _wide(x), box, generator, check=False) if random_start or run else None
-            best = _ascend(model, x, y, U, start, sizes, box, signed, check, best)
+            best = _ascend(model, x, y, U, start, sizes, box, signed, check, best, keep)
     return best[0]
 
-# %% ../nbs/library/01_perturbation.ipynb #3f80892f
-def _ascend(model, x, y, U, start, sizes, box, loss, check, best):
+# %% ../nbs/library/01_perturbation.ipynb #b2460d91
+def _ascend(model, x, y, U, start, sizes, box, loss, check, best, keep):
     "Projected gradient ascent on Δ from `start`, or from 0; `best` is the pair (x + Δ, loss) to beat, per sample"
     moved = x if start is None else shift(x, start, box)
     for k, size in enumerate(sizes):
         value, grad = value_and_gradient(model, moved, y, loss, check)
-        best = _better(best, moved, value)
+        if keep == "best": best = _better(best, moved, value)
         delta = size.steepest_ascent(_wide(grad), _wide(moved), box, check=False)
         if k or start is not None or size is not U:                   # else the step of (14), which needs no projection
             delta = U.project(_wide(moved) - _wide(x) + delta, _wide(x), box, check=False)
         moved = shift(x, delta, box)
+    if keep == "last": return moved, None
     return _better(best, moved, loss(logits_of(model, moved, check), y))
 
 def _better(best, moved, value):
@@ -207,7 +210,7 @@ def _better(best, moved, value):
     won = value > best[1]
     return torch.where(won.reshape(-1, *[1] * (moved.ndim - 1)), moved, best[0]), torch.where(won, value, best[1])
 
-# %% ../nbs/library/01_perturbation.ipynb #32191330
+# %% ../nbs/library/01_perturbation.ipynb #2b7c2b94
 def _sizes(U, steps, step_size, n):
     "The sets whose steepest ascent the steps take"
     if step_size is None: return [U.scaled(1 - k / steps) if k else U for k in range(steps)]
@@ -216,6 +219,10 @@ def _sizes(U, steps, step_size, n):
         raise ValueError(f"step_size must be a number or have shape ({n},), one per sample, got {got}")
     try: return [U.with_radius(step_size)] * steps
     except (TypeError, ValueError) as e: raise type(e)(str(e).replace("radius", "step_size")) from None
+
+def _check_keep(keep, restarts):
+    if keep not in ("best", "last"): raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
+    if keep == "last" and restarts > 1: raise ValueError("keep must be 'best' with restarts: one of several is chosen")
 
 def _check(x, y, U, steps, restarts, box, check):
     "Raises `TypeError` or `ValueError`; returns the box, as tensors like `x` where it has any"

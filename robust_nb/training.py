@@ -5,20 +5,22 @@
 # %% auto #0
 __all__ = ['History', 'memory_kept', 'fit']
 
-# %% ../nbs/library/07_training.ipynb #5e641845
-import contextlib, copy, ctypes, hashlib, inspect, logging, math, numbers, os, re, threading, time, types
+# %% ../nbs/library/07_training.ipynb #e7c64fd7
+import contextlib, copy, ctypes, hashlib, inspect, logging, math, numbers, os, re, threading, time, types, warnings
 from pathlib import Path
 import torch
+import torch.distributed as dist
 from fastcore.basics import patch
 from tqdm.auto import tqdm
 from .checkpoint import load_checkpoint, save_checkpoint
-from .data import Data, Split, pick_device
-from .evaluation import accuracy
+from .data import Data, Split, pick_device, prefetch
+from .distributed import Weighted, gather, join_group, launch, on_rank_0, on_shards, part, processes as group
+from .evaluation import correct
 from .perturbation import check_labels, check_logits, in_mode
 from .uncertainty import UncertaintySet, check_batch
 
-# %% ../nbs/library/07_training.ipynb #c2e1170d
-def _step(model, objective, opt, batch, half):
+# %% ../nbs/library/07_training.ipynb #c55cbe51
+def _step(model, objective, opt, batch, half, guard=None):
     "One descent step on the batch (x, y, index); what it measured, as tensors"
     x, y, index = batch
     with torch.autocast(x.device.type, torch.bfloat16) if half else contextlib.nullcontext():
@@ -26,8 +28,8 @@ def _step(model, objective, opt, batch, half):
     _check_loss(loss)
     opt.zero_grad()
     loss.backward()
-    opt.step()
-    return dict(loss=loss.detach(), **getattr(loss, "logs", {}))
+    if guard is None or guard.allows(loss, batch): opt.step()
+    return dict(loss=loss.detach()) | getattr(loss, "logs", {})
 
 # %% ../nbs/library/07_training.ipynb #6222f4f6
 def _check_loss(loss):
@@ -36,21 +38,128 @@ def _check_loss(loss):
     if loss.requires_grad: return
     raise ValueError("the loss does not depend on the model's parameters, or fit was called inside torch.no_grad()")
 
-# %% ../nbs/library/07_training.ipynb #771d7b7f
-def _epoch(run, batches, rate, half, bar):
+# %% ../nbs/library/07_training.ipynb #45c5fb8d
+def _epoch(run, rate, half, bar):
     "Steps over all batches; their row of the history, with means over the samples"
-    start, total, seen = time.perf_counter(), {}, 0
-    if run.epoch and hasattr(run.objective, "on_epoch"): run.objective.on_epoch(run.epoch)    # 0 was in `_prepare`
-    for batch in batches:
-        for group in run.opt.param_groups: group["lr"] = rate(run.step)
-        n = len(batch[1])
-        for k, v in _step(run.model, run.objective, run.opt, batch, half).items(): total[k] = total.get(k, 0) + n * v
-        run.step, seen = run.step + 1, seen + n
-        bar.update()
-    means = {k: float(v) / seen for k, v in total.items()}         # here, and only here, a GPU is waited for
+    start, total, seen, replays = time.perf_counter(), {}, 0, getattr(run.objective, "replays", 1)
+    if run.epoch and hasattr(run.objective, "on_epoch"): run.objective.on_epoch(run.epoch)    # 0 was in `_begin`
+    for x, y, index, weight in run.feed.batches(run.order, run.epoch):
+        if run.augment: x = run.augment(x)
+        if group()[1] > 1: run.loss.weight = weight
+        n = len(y) if weight else 0
+        for _ in range(replays):
+            for settings in run.opt.param_groups: settings["lr"] = rate(run.step)
+            said = _step(run.called, run.loss, run.opt, (x, y, index), half, run.guard)
+            for k, v in said.items(): total[k] = total.get(k, 0) + torch.where(run.guard.bad, 0, n * v)
+            run.step, seen = run.step + 1, seen + n * ~run.guard.bad
+            if len(run.guard.recent) == run.guard.every: run.guard.look(run)
+            bar.update()
+    run.guard.look(run)
+    means = _means(total, seen, run)
     return dict(epoch=run.epoch + 1, loss=0., accuracy=math.nan) | means | dict(seconds=time.perf_counter() - start)
 
-# %% ../nbs/library/07_training.ipynb #572457ed
+def _means(total, seen, run):
+    "The sums over the samples, divided: here a GPU is waited for"
+    if not total: raise ValueError("data gave no batch in this epoch: it must be iterable anew for each")
+    if group()[1] > 1:
+        sums = torch.stack([seen.float(), *(v.float() for v in total.values())])
+        dist.all_reduce(sums)
+        seen, *values = sums
+        total = dict(zip(total, values))
+    if not seen: raise FloatingPointError(f"the loss was not finite in any step of epoch {run.epoch + 1}: try a smaller lr")
+    return {k: float(v) / int(seen) for k, v in total.items()} | ({} if run.guard.skip is None else run.guard.count())
+
+# %% ../nbs/library/07_training.ipynb #ebd8baec
+class _Guard:
+    "Keeps a loss that is not finite from the weights: at the first one for good, or with `skip` at each"
+    def __init__(self, opt, skip, device, whole):
+        self.opt, self.skip = opt, 0 if skip else None
+        self.recent, self.bad = [], torch.zeros((), dtype=torch.bool, device=device)
+        self.reads = not opt.defaults["fused"]
+        self.whole, self.every = whole, 10 if whole else 100      # keep batches until a look, or only their indices
+
+    def allows(self, loss, batch):
+        "May the optimiser step? Where it can find out by itself, yes."
+        bad = ~loss.detach().isfinite()
+        if group()[1] > 1:
+            bad = bad.float()
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+            bad = bad.bool()
+        self.bad = bad if self.skip is not None else self.bad | bad
+        self.recent.append((bad, loss.detach(), batch if self.whole else (None, None, batch[2])))
+        self.opt.found_inf = self.bad.float()
+        first = self.skip is not None and self.opt.defaults["momentum"] and not self.opt.state   # no momentum to keep yet
+        return not ((self.reads or first) and self.bad)
+
+    def look(self, run):
+        "Reads what happened since the last look. Raises `FloatingPointError` unless such steps are skipped."
+        bad = torch.stack([b for b, *_ in self.recent]).tolist() if self.recent else []
+        if any(bad) and self.skip is None: _stop(run, run.step - len(bad) + bad.index(True), *self.recent[bad.index(True)][1:])
+        if any(bad): self.skip += sum(bad)
+        self.recent.clear()
+
+    def count(self):
+        n, self.skip = self.skip, 0
+        return dict(skipped=n)
+
+def _stop(run, step, loss, batch):
+    "Keeps the batch for inspection, beside the checkpoint if there is one, and raises `FloatingPointError`"
+    x, y, index = (None if a is None else torch.cat(gather(a.detach().cpu())) for a in batch)     # of all ranks
+    if x is None: x, y = (a[index.to(a.device)].cpu() for a in (run.feed.data.x, run.feed.data.y))
+    said = f"the loss is {loss.item()} in epoch {run.epoch + 1}, step {step + 1} of the run: try a smaller lr"
+    if run.path:
+        file = run.path.with_name("nonfinite.pt")
+        state = dict(x=x, y=y, index=index, epoch=run.epoch + 1, step=step + 1, model=run.model.state_dict())
+        if group()[0] == 0: save_checkpoint(file, **state)
+        said += f"; {file} holds the batch and the weights, {run.path} holds the state before this epoch"
+    error = FloatingPointError(said)
+    error.batch = x, y, index
+    raise error
+
+# %% ../nbs/library/07_training.ipynb #13e4daba
+class _Feed:
+    "Batches (x, y, index, weight) on the device, from a `Split` or an iterable of (x, y)"
+    def __init__(self, data, batch_size, shuffle, device):
+        self.data, self.batch_size, self.shuffle, self.device = data, batch_size, shuffle, device
+        self.split = isinstance(data, Split)
+
+    def batches(self, order, epoch):
+        return prefetch(self._of_split(order) if self.split else self._of_iterable(epoch), self.device)
+
+    def _of_split(self, order):
+        for index in self.data.order(self.shuffle, order).split(self.batch_size):
+            index, weight = part(index)
+            yield self.data.x[index], self.data.y[index], index, weight
+
+    def _of_iterable(self, epoch):
+        sampler = getattr(self.data, "sampler", None)
+        if hasattr(sampler, "set_epoch"): sampler.set_epoch(epoch)
+        for batch in self.data:
+            x, y = _pair(batch)
+            yield x, y, None, 1.
+
+    def generators(self):
+        "Its own random number generators, where a loader has one"
+        found = {id(g): g for o in (self.data, getattr(self.data, "sampler", None))
+                 if isinstance(g := getattr(o, "generator", None), torch.Generator)}
+        return [] if self.split else list(found.values())
+
+    def steps(self):
+        "Per epoch, or None where nobody knows"
+        if self.split: return math.ceil(len(self.data) / self.batch_size)
+        return len(self.data) if hasattr(self.data, "__len__") else None
+
+    def digest(self):
+        if self.split: return self.data.digest()
+        return f"{type(self.data).__name__} of {self.steps()} batches"
+
+def _pair(batch):
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(a, torch.Tensor) for a in batch):
+        return batch
+    got = f"{type(batch).__name__} of {[type(a).__name__ for a in batch]}" if isinstance(batch, (tuple, list)) else type(batch).__name__
+    raise TypeError(f"data must yield pairs (x, y) of tensors, got {got}")
+
+# %% ../nbs/library/07_training.ipynb #c65008cf
 class History(list):
     "What `fit` measured: a list with a dict per epoch"
     def column(self,
@@ -59,6 +168,16 @@ class History(list):
         "That value of every epoch, as a list. Raises `KeyError` for a name that was not measured."
         if self and name not in self[0]: raise KeyError(f"name must be one of {', '.join(self[0])}, got {name!r}")
         return [row[name] for row in self]
+
+    @classmethod
+    def load(cls,
+        checkpoint, # the folder that `fit` was given as `checkpoint`
+    ):
+        "What the last checkpoint there holds, also of a run that was stopped. Raises as `load_checkpoint`."
+        state = load_checkpoint(Path(checkpoint)/"last.pt")
+        if not _is_history(state.get("history"), state.get("epoch")):
+            raise ValueError(f"{Path(checkpoint)/'last.pt'} is not a checkpoint of fit")
+        return cls(state["history"])
 
     def plot(self, ax=None):
         "Loss and accuracy against epochs; returns the axes"
@@ -70,32 +189,44 @@ class History(list):
         last = ", ".join(f"{k} {v:.4g}" for k, v in self[-1].items() if k != "epoch")
         return f"History({len(self)} epochs; last: {last})"
 
-# %% ../nbs/library/07_training.ipynb #fcc9961a
+# %% ../nbs/library/07_training.ipynb #0b3aca7b
 class _Run:
     "A training run: all that must be kept to go on as if nothing had happened"
-    def __init__(self, model, objective, opt, generators, seed, path, about):
+    def __init__(self, model, objective, opt, generators, seed, path, about, monitor=None):
         self.model, self.objective, self.opt, self.path, self.about = model, objective, opt, path, about
-        self.epoch, self.step, self.history = 0, 0, History()
+        self.monitor, self.epoch, self.step, self.history = monitor, 0, 0, History()
         self.order = torch.Generator().manual_seed(seed)
         self.generators = [self.order, *generators]
 
     def parts(self):
         "Whatever has a state of its own"
-        parts = dict(model=self.model, optimiser=self.opt, objective=self.objective)
+        parts = dict(model=self.model, optimiser=self.opt, objective=self.objective, monitor=self.monitor)
         return {k: v for k, v in parts.items() if hasattr(v, "state_dict")}
+
+    def own(self):
+        "What differs between ranks"
+        own = dict(random=[g.get_state() for g in self.generators])
+        return own | (dict(objective=self.objective.state_dict()) if "objective" in self.parts() else {})
 
     def state(self):
         "All of it"
-        return dict({k: v.state_dict() for k, v in self.parts().items()}, epoch=self.epoch, step=self.step,
-                    history=list(self.history), about=self.about, random=[g.get_state() for g in self.generators])
+        state = dict({k: v.state_dict() for k, v in self.parts().items()}, epoch=self.epoch, step=self.step,
+                     history=list(self.history), about=self.about, random=self.own()["random"])
+        return state | (dict(ranks=gather(self.own())) if group()[1] > 1 else {})
 
     def restore(self, state):
-        for k, v in self.parts().items(): v.load_state_dict(state[k])
+        mine = state["ranks"][group()[0]] if group()[1] > 1 else {}
+        for k, v in self.parts().items(): v.load_state_dict(mine[k] if k in mine else state[k])
         self.epoch, self.step, self.history = state["epoch"], state["step"], History(state["history"])
-        for g, s in zip(self.generators, state["random"], strict=True): g.set_state(s)
+        for g, s in zip(self.generators, mine.get("random", state["random"]), strict=True): g.set_state(s)
 
     def save(self):
-        if self.path: save_checkpoint(self.path, **self.state())
+        "Replaces `last.pt`, which becomes `previous.pt`; at any moment one of the two is whole"
+        if not self.path: return
+        state = self.state()
+        if group()[0]: return
+        if self.path.exists(): os.replace(self.path, self.path.with_name("previous.pt"))
+        save_checkpoint(self.path, **state)
 
     def end_epoch(self, row):
         self.epoch += 1
@@ -112,30 +243,61 @@ def _generators(device):
         own = [torch.cuda.default_generators[index]]
     return [torch.default_generator, *own]
 
-# %% ../nbs/library/07_training.ipynb #33545e79
+# %% ../nbs/library/07_training.ipynb #fb1e94fc
 @patch
 def load(self:_Run, epochs):
-    "Goes on from the file: all of it, or nothing. Raises `ValueError` for another run, or what does not fit."
-    state, found = load_checkpoint(self.path), copy.deepcopy(self.state())
-    self.refuse(state, epochs)
+    "Goes on from the last file that is whole: all of it, or nothing. Raises `ValueError` for another run."
+    found, why = copy.deepcopy(self.state()), None
+    for f in (self.path, self.path.with_name("previous.pt")):
+        state = on_rank_0(lambda: self.read(f, epochs))
+        if isinstance(state, dict): state = self.take(f, state, found)
+        if state is True: return self.fallen_back(f, why)
+        why = why or state
+    if why: raise why
+    self.save()
+
+@patch
+def read(self:_Run, path, epochs):
+    "The state in `path`; None where there is none; what is wrong with it, where it is damaged"
+    if not path.is_file(): return None
+    try:
+        state = load_checkpoint(path)
+        self.refuse(path, state, epochs)
+    except _Another: raise
+    except ValueError as e: return e
+    return state
+
+@patch
+def take(self:_Run, path, state, found):
+    "Takes `state` over, or else goes back to `found`; True, or what is wrong with it"
     try:
         self.restore(state)
         _check_momentum(self.opt)
     except Exception as e:
         self.restore(found)
-        raise ValueError(f"{self.path} is damaged, or not a checkpoint of fit: {e}") from e
+        return ValueError(f"{path} is damaged, or not a checkpoint of fit: {e}")
+    return True
 
 @patch
-def refuse(self:_Run, state, epochs):
-    "Raises `ValueError` unless `state` is a checkpoint of this very run, and not beyond `epochs`"
+def fallen_back(self:_Run, path, why):
+    "Warns if the newest file was damaged, and moves it out of the way"
+    if not why or group()[0]: return
+    warnings.warn(f"{why}. Going on from {path}, after epoch {self.epoch}", stacklevel=4)
+    os.replace(self.path, self.path.with_name("damaged.pt"))
+
+class _Another(ValueError): "A checkpoint that is whole, but of another run"
+
+@patch
+def refuse(self:_Run, path, state, epochs):
+    "Raises `ValueError` unless `state` is a checkpoint of fit, `_Another` unless of this very run up to `epochs`"
     wrong = [k for k in (*_KINDS, *self.parts()) if k not in state or not isinstance(state[k], _KINDS.get(k, object))]
     if not wrong and not _is_history(state["history"], state["epoch"]): wrong = ["history"]
-    if wrong: raise ValueError(f"{self.path} is not a checkpoint of fit, or damaged: see its entry {wrong[0]!r}")
+    if wrong: raise ValueError(f"{path} is not a checkpoint of fit, or damaged: see its entry {wrong[0]!r}")
     for what, old, new in (("run", state["about"], self.about),
                            ("model", _shapes(state["model"]), _shapes(self.model.state_dict()))):
         differ = [f"{k} was {old.get(k)!r}, now {new.get(k)!r}" for k in old | new if old.get(k) != new.get(k)]
-        if differ: raise ValueError(f"{self.path} belongs to another {what}: {'; '.join(differ[:4])}")
-    if state["epoch"] > epochs: raise ValueError(f"epochs is {epochs}, but {self.path} holds {state['epoch']} already")
+        if differ: raise _Another(f"{path} belongs to another {what}: {'; '.join(differ[:4])}")
+    if state["epoch"] > epochs: raise _Another(f"epochs is {epochs}, but {path} holds {state['epoch']} already")
 
 _KINDS = dict(model=dict, optimiser=dict, epoch=int, step=int, history=list, about=dict, random=list)
 
@@ -151,15 +313,18 @@ def _check_momentum(opt):
         if any(v is not None and v.shape != p.shape for v in state.values()):
             raise ValueError("the optimiser's momentum has other shapes than the weights")
 
-# %% ../nbs/library/07_training.ipynb #a53cee71
+# %% ../nbs/library/07_training.ipynb #d60e21d4
 def _name(o):
     text = o if isinstance(o, str) else repr(o)
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)    # an address differs in each process
 
-def _about(model, objective, train, test):
+def _about(model, objective, monitor, augment, feed, test):
     "What a checkpoint must share with a run, besides the settings"
-    said = dict(objective=_name(objective), data=train.digest(), test_data=test and test.digest())
-    said["digest of the objective"] = hashlib.sha256(_unsaid(objective).encode()).hexdigest()[:16]
+    said = dict(objective=_name(objective), data=feed.digest(), test_data=test and test.digest())
+    for name, o in dict(objective=objective, monitor=monitor, augment=augment).items():
+        if o is None: continue
+        said[name] = _name(o)
+        said[f"digest of the {name}"] = hashlib.sha256(_unsaid(o).encode()).hexdigest()[:16]
     modules = {f"module {k!r}": f"{type(m).__name__}({_name(m.extra_repr())})" for k, m in model.named_modules()}
     return said | modules
 
@@ -214,10 +379,11 @@ def memory_kept(
             _open.remove(limit)
             _thresholds(max(_open, default=None))
 
-# %% ../nbs/library/07_training.ipynb #48409df8
+# %% ../nbs/library/07_training.ipynb #be4cbc4f
 def fit(
     model,              # an `nn.Module` that maps x to logits; trained in place, and no gradient is left in it
-    data,               # a `Data` (its test split is measured after each epoch, only for the history), or a `Split`
+    data,               # a `Data` (its test split is measured after each epoch, only for the history), or a `Split`, or an
+                        # iterable of (x, y) such as a `DataLoader`, whose batches and order are then its own
     objective,          # called as objective(model, x, y, index): `Standard()`, `Robust(Linf(0.1))` …
     *,
     epochs:int,         # passes over the training split, those before a resume included
@@ -228,42 +394,122 @@ def fit(
     dampening=0.,       # d, of the momentum; the paper's authors used Torch7's default, d = μ
     weight_decay=1e-3,  # λ of λ/2 ‖θ‖², on all parameters
     shuffle=True,       # a new order each epoch, the same on every device; the authors did not shuffle
+    augment=None,       # x -> x, applied to each batch on the device, such as `CropFlip()`
+    monitor=None,       # called after each epoch as monitor(model, row), such as `Monitor`; says when to stop
+    nonfinite="stop",   # at a loss of NaN or infinity: "stop" with an error, or "skip" the step
     device="auto",      # "auto", or anything that `torch.device` takes
     precision="auto",   # "float32", "bfloat16" (the model's passes), or "auto": bfloat16 where a CUDA device has it
-    checkpoint=None,    # a folder that holds the state after each epoch, in `last.pt`
+    compile=False,      # run the model through `torch.compile`
+    processes=1,        # train in so many new processes, on as many GPUs where there are; 1 under `torchrun`
+    checkpoint=None,    # a folder that holds the state after each epoch, in `last.pt`, and the one before it
     resume=False,       # go on from that state, if there is one; without this a state that is there is an error
+    tensorboard=None,   # a folder for TensorBoard's logs: what the history holds, after each epoch
     seed=0,             # of the order of the data, and of dropout and random starts
     progress=True,      # show a progress bar
 ):
     "Trains `model`. Raises `ValueError`, `TypeError` for bad arguments, `FloatingPointError` for a loss of NaN."
-    epochs, batch_size, seed = _integers(epochs=epochs, batch_size=batch_size, seed=seed)
+    asked = dict(locals())
+    epochs, batch_size, seed, count = _integers(epochs=epochs, batch_size=batch_size, seed=seed, processes=processes)
+    if count > 1: return _spawned(**asked)
     how = _reals(lr_decay=lr_decay) | dict(batch_size=batch_size, shuffle=bool(shuffle), seed=seed)
     sgd = _reals(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
-    device, path = _device(device), _file(checkpoint, resume)
+    _check_choices(compile, nonfinite, augment, monitor)
+    device = _device(join_group(device))
+    path = on_rank_0(lambda: _file(checkpoint, resume))
     half, generators = _bfloat16(precision, device), _generators(device)
     _check_types(model, objective)
     train, test = _splits(data, device)
     with _as_found(model, generators), memory_kept() if device.type == "cpu" else contextlib.nullcontext():
-        _check_fit(model.to(device), train, test, batch_size)
-        for g in generators: g.manual_seed(seed)
-        _begin(objective, train)
-        about = sgd | how | dict(bfloat16=half) | (_about(model, objective, train, test) if path else {})
+        _check_fit(model.to(device), train, test, batch_size, augment, device)
+        feed = _Feed(train, batch_size, shuffle, device)
+        generators = [*generators, *feed.generators()]
+        for g in generators: g.manual_seed((seed + group()[0] * 1_000_003) % (1 << 63))
+        _begin(objective, train, device)
+        about = sgd | how | dict(bfloat16=half) | (dict(processes=group()[1]) if group()[1] > 1 else {})
+        if path: about |= _about(model, objective, monitor, augment, feed, test)
         opt = torch.optim.SGD(model.parameters(), **sgd, fused=device.type in ("cpu", "cuda"))
-        run = _Run(model, objective, opt, generators, seed, path, about)
-        run.load(epochs) if resume and path.is_file() else run.save()
+        run = _Run(model, objective, opt, generators, seed, path, about, monitor)
+        run.load(epochs) if resume else run.save()
+        run.feed, run.augment, run.called = feed, augment, torch.compile(model) if compile else model
+        run.guard = _Guard(opt, nonfinite == "skip", device, augment is not None or not feed.split)
+        run.loss = objective if group()[1] == 1 else _Averaged(run.called, objective)
         rate = lambda step: sgd["lr"] / (1 + step * how["lr_decay"])
-        with _bar(progress, _name(objective), run.step, epochs * math.ceil(len(train) / batch_size)) as bar:
-            while run.epoch < epochs:
-                row = _epoch(run, train.batches(batch_size, shuffle, run.order), rate, half, bar)
+        with _bar(progress, run, epochs) as bar, _writer(tensorboard, run) as write:
+            while run.epoch < epochs and not getattr(monitor, "stopped", False):
+                with _told(run): row = _epoch(run, rate, half, bar)
                 _check_finite(model, row, path)
-                if test is not None: row["test_accuracy"] = accuracy(model, test.x, test.y)
+                if test is not None: row["test_accuracy"] = _accuracy(model, test, device)
+                if monitor is not None: _observe(run, row)
                 run.end_epoch(row)
+                write(row)
                 bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k != "epoch"})
+        if hasattr(monitor, "finish"): monitor.finish(model)
         return run.history
 
-# %% ../nbs/library/07_training.ipynb #bab283d1
-def _bar(progress, name, done, total):
-    return tqdm(total=total, initial=done, disable=not progress, desc=name, unit="step")
+# %% ../nbs/library/07_training.ipynb #763e9ed3
+class _Averaged:
+    "The objective on this rank's part of a batch; its gradient in the weights is that on the whole batch"
+    def __init__(self, model, objective):
+        self.weight, self.replicated = 1., torch.nn.parallel.DistributedDataParallel(Weighted(model, objective))
+
+    def __call__(self, model, x, y, index):
+        loss, logs = self.replicated(x, y, index, self.weight)
+        loss.logs = logs
+        return loss
+
+def _spawned(model, processes, objective, monitor, **how):
+    "The same call in new processes; what they made of the model, the objective and the monitor is brought back"
+    def trained():
+        history = fit(model, objective=objective, monitor=monitor, processes=1, **how)
+        return history, [p.state_dict() if hasattr(p, "state_dict") else None for p in (model, objective, monitor)]
+    _check_types(model, objective)
+    try: history, states = launch(trained, processes)
+    except RuntimeError as e:
+        if e.__cause__ is None: raise
+        raise e.__cause__
+    for part, state in zip((model, objective, monitor), states):
+        if state is not None: part.load_state_dict(state)
+    return history
+
+def _observe(run, row):
+    "Asks the monitor, on rank 0; all others take over what it says"
+    def ask():
+        with in_mode(run.model, "eval"): run.monitor(run.model, row)
+        return row, run.monitor.state_dict() if hasattr(run.monitor, "state_dict") else None
+    said, state = on_rank_0(ask)
+    row.update(said)
+    if group()[0] and state is not None: run.monitor.load_state_dict(state)
+
+@contextlib.contextmanager
+def _told(run):
+    "Says at Ctrl-C what is kept"
+    try: yield
+    except KeyboardInterrupt:
+        kept = (f"{run.path} holds the state before: go on with resume=True; History.load({str(run.path.parent)!r}) has "
+                "what was measured") if run.path else "with checkpoint= it could go on"
+        raise KeyboardInterrupt(f"stopped in epoch {run.epoch + 1}; {kept}") from None
+
+def _accuracy(model, test, device):
+    hits = lambda i: torch.cat([correct(model, test.x[j].to(device), test.y[j].to(device)) for j in i.split(1000)])
+    return on_shards(hits, torch.arange(len(test), device=test.x.device)).double().mean().item()
+
+@contextlib.contextmanager
+def _writer(folder, run):
+    "Yields what writes a row of the history to TensorBoard, if a folder is given"
+    if folder is None or group()[0]:
+        yield lambda row: None
+        return
+    try: from torch.utils.tensorboard import SummaryWriter
+    except ImportError as e: raise ImportError("tensorboard= needs the package: pip install tensorboard") from e
+    with SummaryWriter(str(folder), purge_step=run.epoch + 1) as writer:
+        yield lambda row: [writer.add_scalar(k, v, row["epoch"]) for k, v in row.items() if k != "epoch"]
+
+# %% ../nbs/library/07_training.ipynb #61fea175
+def _bar(progress, run, epochs):
+    steps, replays = run.feed.steps(), getattr(run.objective, "replays", 1)
+    total = None if steps is None else epochs * steps * replays
+    hidden = not progress or group()[0] > 0
+    return tqdm(total=total, initial=run.step, disable=hidden, desc=_name(run.objective), unit="step")
 
 def _integers(**values):
     "The values as `int`s: at least 1, the seed at least 0"
@@ -285,7 +531,14 @@ def _reals(**values):
             raise ValueError(f"{name} must be {allowed}, got {v!r}")
     return {name: float(v) for name, v in values.items()}
 
-# %% ../nbs/library/07_training.ipynb #5aac1303
+def _check_choices(compile, nonfinite, augment, monitor):
+    if not isinstance(compile, bool): raise ValueError(f"compile must be True or False, got {compile!r}")
+    if nonfinite not in ("stop", "skip"): raise ValueError(f"nonfinite must be 'stop' or 'skip', got {nonfinite!r}")
+    for name, f in dict(augment=augment, monitor=monitor).items():
+        if f is None or callable(f) and not isinstance(f, type): continue
+        raise TypeError(f"{name} must be None or a function, got {f!r}")
+
+# %% ../nbs/library/07_training.ipynb #4d86d237
 def _device(device):
     picked = pick_device(device)
     if picked.type == "meta": raise ValueError("device must be one that computes, got 'meta', which holds no values")
@@ -297,8 +550,9 @@ def _file(checkpoint, resume):
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}")
     path = Path(checkpoint)/"last.pt"
-    if resume or not path.exists(): return path
-    raise FileExistsError(f"checkpoint: {path} holds a state: say resume=True to go on, or name another folder")
+    there = [f for f in (path, path.with_name("previous.pt")) if f.exists()]
+    if resume or not there: return path
+    raise FileExistsError(f"checkpoint: {there[0]} holds a state: say resume=True to go on, or name another folder")
 
 def _bfloat16(precision, device):
     allowed = ("auto", "float32", "bfloat16")
@@ -307,12 +561,26 @@ def _bfloat16(precision, device):
     return precision == "bfloat16"
 
 def _splits(data, device):
-    if isinstance(data, Split): train, test = data, None
-    elif isinstance(data, Data): train, test = data.train, data.test
-    else: raise TypeError(f"data must be a Data such as load('mnist5k'), or robust_nb.data.Split(x, y), "
-                         f"got {type(data).__name__}")
-    if not len(train): raise ValueError("data has no training samples")
-    return train.to(device), None if test is None or not len(test) else test.to(device)
+    "What to train on and, or None, to test on; a split on the device where there is room"
+    if isinstance(data, Data): train, test = data.train, data.test
+    else: train, test = data, None
+    if isinstance(train, Split):
+        if not len(train): raise ValueError("data has no training samples")
+        return _resident(train, device), None if test is None or not len(test) else _resident(test, device)
+    if not hasattr(train, "__iter__") or isinstance(train, (str, dict, torch.Tensor)):
+        raise TypeError("data must be a Data such as load('mnist5k'), robust_nb.data.Split(x, y), or an iterable of "
+                        f"batches (x, y), got {type(data).__name__}")
+    if iter(train) is train: raise TypeError("data must be iterable anew in each epoch, as a list or a DataLoader, "
+                                             f"got {type(data).__name__}, which can be walked through once")
+    sampler = getattr(train, "sampler", None)
+    if group()[1] > 1 and sampler is not None and not hasattr(sampler, "num_replicas"):
+        raise ValueError("data must give each process its own samples: give the DataLoader a DistributedSampler")
+    return train, None
+
+def _resident(split, device):
+    "The split on the device, unless it would take more than half of what is free there"
+    if device.type != "cuda" or split.x.nbytes < torch.cuda.mem_get_info(device)[0] / 2: return split.to(device)
+    return split
 
 # %% ../nbs/library/07_training.ipynb #5df86f7a
 def _check_types(model, objective):
@@ -336,23 +604,42 @@ def _as_found(model, generators):
         for p in plain: p.data = p.data.contiguous()      # not left as `channels_last`, which refuses `view`
         for g, s in zip(generators, states): g.set_state(s)
 
-# %% ../nbs/library/07_training.ipynb #1abfadac
-def _check_fit(model, train, test, batch_size):
+# %% ../nbs/library/07_training.ipynb #487055a0
+def _check_fit(model, train, test, batch_size, augment, device):
     "Raises unless model and data fit together; gives convolutions the memory layout that they want"
-    classes = _classes(model, train.x[:2])
-    for name, split in dict(train=train, test=test).items():
-        if split is None: continue
-        check_batch(f"data.{name}.x", split.x)
-        check_labels(split.y, len(split), classes)
-    if test is not None and (test.x.shape[1:], test.x.dtype) != (train.x.shape[1:], train.x.dtype):
+    split = isinstance(train, Split)
+    x, y = (train.x, train.y) if split else _first(train)
+    few = x[:2].to(device)
+    classes = _classes(model, few)
+    for name, (a, b) in (dict(train=(x, y)) | (dict(test=(test.x, test.y)) if test is not None else {})).items():
+        check_batch(f"data.{name}.x" if split else "x of the first batch of data", a)
+        check_labels(b, len(a), classes)
+    if test is not None and (test.x.shape[1:], test.x.dtype) != (x.shape[1:], x.dtype):
         raise ValueError("data.test.x must have the shape of data.train.x but for n, and its type, "
                          f"got {tuple(test.x.shape)} and {test.x.dtype}")
-    _check_last_batch(model, train.x[:1], len(train), batch_size)
-    _channels_last(model, train.x[:2])
+    if augment is not None: _check_augmented(augment(few), few)
+    if split: _check_last_batch(model, few[:1], len(train), batch_size)
+    _channels_last(model, few)
 
-def _begin(objective, train):
-    if hasattr(objective, "prepare"): objective.prepare(train.x, train.y)
+def _first(batches):
+    for batch in batches: return _pair(batch)
+    raise ValueError("data has no batch")
+
+def _check_augmented(new, x):
+    if isinstance(new, torch.Tensor) and (new.shape, new.dtype) == (x.shape, x.dtype): return
+    got = f"{tuple(new.shape)} and {new.dtype}" if isinstance(new, torch.Tensor) else type(new).__name__
+    raise ValueError(f"augment must return what it was given, changed: {tuple(x.shape)} and {x.dtype}, got {got}")
+
+def _begin(objective, train, device):
+    replays = getattr(objective, "replays", 1)
+    if isinstance(replays, bool) or not isinstance(replays, int) or replays < 1:
+        raise ValueError(f"objective.replays must be an integer of at least 1, got {replays!r}")
+    if hasattr(objective, "prepare"): objective.prepare(*_prepared(train, device))
     if hasattr(objective, "on_epoch"): objective.on_epoch(0)
+
+def _prepared(train, device):
+    "All there is to see before the first step"
+    return (train.x, train.y) if isinstance(train, Split) else (a.to(device) for a in _first(train))
 
 def _check_last_batch(model, one, n, batch_size):
     "Raises `ValueError` where some batch has one sample only, and the model refuses that, as batch normalisation does"
@@ -373,7 +660,7 @@ def _classes(model, x):
     check_logits(logits, len(x), values=x.isfinite().all())    # of NaN in the data the model is not to blame
     return logits.shape[1]
 
-# %% ../nbs/library/07_training.ipynb #e2761db1
+# %% ../nbs/library/07_training.ipynb #e5dec6d5
 def _channels_last(model, x):
     "The layout that is faster for convolutions; not where the model calls `view`, which may refuse it, or is 3-d"
     if {p.ndim for p in model.parameters()} & {4, 5} != {4}: return
@@ -382,7 +669,5 @@ def _channels_last(model, x):
 
 def _check_finite(model, row, path):
     kept = f"; {path} holds the state before this epoch" if path else ""
-    if not math.isfinite(row["loss"]):
-        raise FloatingPointError(f"the loss is {row['loss']} in epoch {row['epoch']}: try a smaller lr{kept}")
-    if not all(bool(p.isfinite().all()) for p in model.parameters()):
-        raise FloatingPointError(f"a weight is not finite after epoch {row['epoch']}: try a smaller lr{kept}")
+    if all(bool(p.isfinite().all()) for p in model.parameters()): return
+    raise FloatingPointError(f"a weight is not finite after epoch {row['epoch']}: try a smaller lr{kept}")

@@ -119,7 +119,7 @@ def test_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, objective):
     for at in (1, 4, 6, 11, 15):                    # five steps an epoch: in the first, at the seam, in the last step
         folder = tmp_path/str(at)
         with pytest.raises(KeyboardInterrupt): train(Cut(objective, at), checkpoint=folder)
-        assert [f.name for f in folder.iterdir()] == ["last.pt"]
+        assert {f.name for f in folder.iterdir()} == ({"last.pt"} if at < 6 else {"last.pt", "previous.pt"})
         model, resumed = train(Cut(objective), model=conv(seed=5), checkpoint=folder, resume=True)
         assert same(model, whole) and rows(resumed) == rows(history)
 
@@ -155,7 +155,7 @@ def test_objectives_that_change_are_resumed(tmp_path, make):
     for objective in (make(), first):
         model, resumed = train(objective, epochs=4, checkpoint=tmp_path, resume=True)
         assert same(model, whole) and rows(resumed) == rows(history)
-        (tmp_path/"last.pt").unlink()
+        for f in tmp_path.iterdir(): f.unlink()
         train(make(), epochs=2, checkpoint=tmp_path)
 
 def test_on_epoch_is_called_once_before_each_epoch():
@@ -224,6 +224,7 @@ def test_a_well_formed_file_with_wrong_entries_changes_nothing(tmp_path, change)
     state = torch.load(f, weights_only=True)
     state.pop("format"); change(state)
     save_checkpoint(f, **state)
+    (tmp_path/"previous.pt").unlink()
     model, objective, before = conv(1), Counts(), torch.get_rng_state()
     with pytest.raises(ValueError, match="last.pt"): train(objective, epochs=3, model=model, checkpoint=tmp_path, resume=True)
     assert same(model, conv(1)) and objective.weight == Counts.weight * 0.7 and torch.equal(torch.get_rng_state(), before)
@@ -260,9 +261,36 @@ def test_damaged_or_foreign_file_is_refused(tmp_path, damage):
     if damage == "empty": f.write_bytes(b"")
     if damage == "foreign": save_checkpoint(f, weights=torch.zeros(3))
     if damage == "pickle": torch.save(SimpleNamespace(a=1), f)
-    model = conv(1)
+    raw, model = f.read_bytes(), conv(1)
+    (tmp_path/"previous.pt").rename(tmp_path/"aside")
     with pytest.raises(ValueError, match="last.pt"): train(model=model, checkpoint=tmp_path, resume=True)
-    assert same(model, conv(1))
+    assert same(model, conv(1)) and f.read_bytes() == raw
+    (tmp_path/"aside").rename(tmp_path/"previous.pt")                       # now the last good one is used
+    with pytest.warns(UserWarning, match="last.pt is .*damaged.*Going on from .*previous.pt, after epoch 0"): model, history = train(model=conv(2), checkpoint=tmp_path, resume=True)
+    whole, expected = train()
+    assert same(model, whole) and rows(history) == rows(expected) and (tmp_path/"damaged.pt").read_bytes() == raw
+
+OTHER = {k: v for k, v in WRONG.items() if k != "model_entry"}     # that is another model, and an error
+
+@pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
+def test_the_last_good_state_is_used_where_the_newest_is_wrong(tmp_path, change):
+    train(Counts(), epochs=2, checkpoint=tmp_path)
+    f = tmp_path/"last.pt"
+    state = torch.load(f, weights_only=True)
+    state.pop("format"); change(state)
+    save_checkpoint(f, **state)
+    with pytest.warns(UserWarning, match="Going on from .*previous.pt, after epoch 1"): model, history = train(Counts(), model=conv(1), checkpoint=tmp_path, resume=True)
+    whole, expected = train(Counts())
+    assert same(model, whole) and rows(history) == rows(expected)
+
+def test_a_state_that_was_being_replaced(tmp_path):
+    "Killed between the two renames: only the older file is there"
+    whole, expected = train()
+    train(epochs=2, checkpoint=tmp_path)
+    (tmp_path/"last.pt").unlink()
+    with pytest.raises(FileExistsError, match="previous.pt holds a state"): train(checkpoint=tmp_path)
+    model, history = train(model=conv(1), checkpoint=tmp_path, resume=True)
+    assert same(model, whole) and rows(history) == rows(expected)
 
 def test_folder_that_cannot_be_written_is_noticed_before_training(tmp_path):
     (tmp_path/"file").write_text("")
@@ -274,7 +302,7 @@ def test_a_loss_of_nan_keeps_the_last_good_state(tmp_path):
     class Explodes(Standard):
         calls = 0
         def __call__(self, *args): self.calls += 1; return super().__call__(*args) * (float("nan") if self.calls == 8 else 1.)
-    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 2.*last.pt holds the state before"): train(Explodes(), checkpoint=tmp_path)
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 2, step 8 of the run: .*nonfinite.pt holds the batch and the weights, .*last.pt holds the state before"): train(Explodes(), checkpoint=tmp_path)
     state = torch.load(tmp_path/"last.pt", weights_only=True)
     assert state["epoch"] == 1 and all(v.isfinite().all() for v in state["model"].values())
 
