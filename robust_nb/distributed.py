@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['launch', 'processes', 'join_group', 'part', 'gather', 'on_rank_0', 'on_shards', 'sharded', 'Weighted']
 
-# %% ../nbs/library/16_distributed.ipynb #638c0f75
-import atexit, contextlib, os, queue, subprocess, sys, tempfile, threading
+# %% ../nbs/library/16_distributed.ipynb #78b90f27
+import atexit, contextlib, os, queue, subprocess, sys, tempfile, threading, traceback
 from pathlib import Path
 import cloudpickle
 import torch
@@ -34,7 +34,7 @@ def launch(
             for child in children: child.wait()
         with open(Path(folder)/"value", "rb") as file: return cloudpickle.load(file)
 
-# %% ../nbs/library/16_distributed.ipynb #dde15937
+# %% ../nbs/library/16_distributed.ipynb #ac982ff5
 def _start(rank, size, folder):
     "A process that runs `_child`; it does not import the caller's script, which so needs no guard"
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // size))
@@ -55,8 +55,8 @@ def _child():
         if rank == "0":
             with open(folder/"value", "wb") as file: cloudpickle.dump(value, file)
     except BaseException as e:
-        (folder/f"error-{rank}").write_bytes(cloudpickle.dumps(e))
-        raise
+        (folder/f"error-{rank}").write_bytes(cloudpickle.dumps((e, traceback.format_exc())))
+        os._exit(1)          # at once: a process that waits for others would not end by itself
 
 def _wait(children, folder):
     "Passes on what rank 0 says, until all have ended. Raises `RuntimeError` when one fails."
@@ -73,21 +73,23 @@ def _wait(children, folder):
             sys.stdout.write(part)
             sys.stdout.flush()
         failed = [r for r, child in enumerate(children) if child.poll() not in (None, 0)]
-        if failed: raise RuntimeError(_why(children, folder, heard)) from _error(folder)
-
-def _errors(folder): return sorted(Path(folder).glob("error-*"), key=lambda p: p.stat().st_mtime_ns)
-
-def _error(folder):
-    "What the process that failed first raised, if it came to say so"
-    with contextlib.suppress(Exception): return cloudpickle.loads(_errors(folder)[0].read_bytes())
+        if failed:
+            why, error = _why(children, folder, heard)
+            raise RuntimeError(why) from error
 
 def _why(children, folder, heard):
-    "The error of the process that failed first, as far as it said one"
-    error = _error(folder)
-    if error is not None: return f"the process of rank {_errors(folder)[0].name[6:]} failed: {type(error).__name__}: {error}"
-    rank, child = next((r, c) for r, c in enumerate(children) if c.poll())
+    "What is to blame: a process that died without a word, else the one that was the first to raise; and its error"
+    for child in children:                                     # the others notice that one is gone, and fail as well
+        with contextlib.suppress(subprocess.TimeoutExpired): child.wait(2)
+    file = lambda rank: Path(folder)/f"error-{rank}"
+    failed = [rank for rank, child in enumerate(children) if child.poll()]
+    rank = min(failed, key=lambda r: file(r).stat().st_mtime_ns if file(r).is_file() else 0)
+    if file(rank).is_file():
+        error, trace = cloudpickle.loads(file(rank).read_bytes())
+        return f"the process of rank {rank} failed: {type(error).__name__}: {error}\n\n{trace}", error
     last = heard if rank == 0 else (Path(folder)/f"said-{rank}").read_text(errors="replace")[-2000:]
-    return f"the process of rank {rank} ended with exit code {child.returncode}. It said last: {last.strip() or 'nothing'}"
+    code = children[rank].returncode
+    return f"the process of rank {rank} ended with exit code {code}. It said last: {last.strip() or 'nothing'}", None
 
 # %% ../nbs/library/16_distributed.ipynb #0ebe65f1
 def processes():

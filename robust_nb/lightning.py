@@ -28,7 +28,7 @@ def _check_objective(objective):
         raise ValueError(f"objective must have one {differ[0]} for all samples, got one per sample in {objective}: the "
                          "trainer does not say which samples are in a batch; robust_nb.training.fit does")
 
-# %% ../nbs/library/18_lightning.ipynb #e7ec7e0a
+# %% ../nbs/library/18_lightning.ipynb #a7438e31
 class AdversarialTraining(Callback):
     "Algorithm 1 in Lightning: `training_step` sees x + Δ̂ for x; validation, test and prediction see x"
     def __init__(self,
@@ -41,27 +41,28 @@ class AdversarialTraining(Callback):
 
     def on_train_start(self, trainer, pl_module):
         "Wraps the hook. Raises `ValueError` where the weights are spread over devices."
-        whole = strategies.SingleDeviceStrategy, strategies.DDPStrategy
-        if not isinstance(trainer.strategy, whole):
+        whole, got = (strategies.SingleDeviceStrategy, strategies.DDPStrategy), type(trainer.strategy)
+        if not issubclass(got, whole):
             raise ValueError("strategy must keep the weights whole on each device, as SingleDeviceStrategy or "
-                             f"DDPStrategy, got {type(trainer.strategy).__name__}")
+                             f"DDPStrategy of lightning.pytorch, got {got.__name__} of {got.__module__}")
         for owner in (pl_module, trainer.datamodule):              # Lightning calls one of the two
             if owner is not None: self._wrap(owner, trainer, pl_module)
 
     def on_train_epoch_start(self, trainer, pl_module):
-        "Tells the objective the epoch, as `fit` does"
-        if hasattr(self.objective, "on_epoch"): self.objective.on_epoch(trainer.current_epoch)
+        "Tells the objective the epoch, as `fit` does: its radius may grow"
+        self.objective.on_epoch(trainer.current_epoch)
 
     def _perturbed(self, trainer, pl_module, batch):
         x, y = _pair(batch)
         if self.objective.box is not None: check_inside(x, self.objective.box)
-        with trainer.precision_plugin.forward_context():           # the precision of the step; Δ itself is float32
+        with trainer.precision_plugin.forward_context():           # the precision of the step; Δ is float32 or better
             return type(batch)([self.objective.perturbed(pl_module, x, y), y])
 
-# %% ../nbs/library/18_lightning.ipynb #7a71d3f2
+# %% ../nbs/library/18_lightning.ipynb #13dfde92
 def _pair(batch):
     "The batch, where it is (x, y)"
-    if type(batch) in (list, tuple) and len(batch) == 2 and all(isinstance(a, torch.Tensor) for a in batch): return batch
+    pair = type(batch) in (list, tuple) and len(batch) == 2
+    if pair and all(isinstance(a, torch.Tensor) for a in batch): return batch
     inside = f" of {', '.join(type(a).__name__ for a in batch)}" if isinstance(batch, (list, tuple)) else ""
     raise TypeError(f"batch must be a list or tuple (x, y) of two tensors, got {type(batch).__name__}{inside}")
 

@@ -3,7 +3,7 @@ import os, shutil, subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MADE = {'.git', '.venv', '.peers', '_proc', '_docs', '_sd', '_site_ci', 'build', 'dist', 'data', 'out', 'checkpoints', '__pycache__', '.pytest_cache', '.hypothesis', '.ipynb_checkpoints'}
+MADE = {'.git', '.venv', '.peers', '.fastai', '_proc', '_docs', '_sd', '_site_ci', 'build', 'dist', 'data', 'out', 'checkpoints', '__pycache__', '.pytest_cache', '.hypothesis', '.ipynb_checkpoints'}
 ENV = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}  # nbdev writes no module index where IN_TEST is set
 
 def files():
