@@ -1,8 +1,13 @@
 "What the benchmarks share: the machine in words, repeated timing of several sides in turn, ratios with their spread"
-import os, platform, statistics, time
+import json, os, platform, statistics, time
+from datetime import datetime, timezone
 from importlib.metadata import version
 
 import torch
+from torch import nn
+
+from robust_nb.checkpoint import write_atomically
+from robust_nb.models import MEAN, STD
 
 
 def machine():
@@ -19,6 +24,13 @@ def require(name, wanted):
     have = version(name)
     if have != wanted: raise SystemExit(f"{name} {wanted} is what this benchmark compares with; {have} is installed")
     return f"{name} {have}"
+
+
+def keep(out, **said):
+    "Writes what was measured to the file `out`, if it is given, with machine and date, for the page on speed"
+    said = dict(machine=machine(), date=datetime.now(timezone.utc).strftime("%d %B %Y"), **said)
+    if out: write_atomically(out, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
+    return said
 
 
 def in_turn(sides, repetitions):
@@ -38,3 +50,11 @@ def ratio(a, b):
     r = sorted(x / y for x, y in zip(a, b))
     low, _, high = statistics.quantiles(r, n=4)
     return statistics.median(r), low, high
+
+
+def written_out():
+    "The paper's net from its description: 32×32 inputs, ReLU before pooling. `MNISTNet` computes the same function."
+    scale = nn.Conv2d(1, 1, 1).requires_grad_(False)
+    scale.weight.fill_(1 / STD), scale.bias.fill_(-MEAN / STD)
+    return nn.Sequential(nn.ZeroPad2d(2), scale, nn.Conv2d(1, 32, 5), nn.ReLU(), nn.MaxPool2d(3), nn.Conv2d(32, 64, 5), nn.ReLU(), nn.MaxPool2d(2),
+                         nn.Flatten(), nn.Linear(256, 200), nn.ReLU(), nn.Linear(200, 10))

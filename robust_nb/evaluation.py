@@ -255,7 +255,7 @@ def _validate_members(self:AdversarialCollection):
         _must(two, f"box must be None or two numbers, got {self.box!r}")
         check_inside(self.x, check_box(self.box))
 
-# %% ../nbs/library/06_evaluation.ipynb #18140a6f
+# %% ../nbs/library/06_evaluation.ipynb #482bbc91
 @patch(cls_method=True)
 def build(cls:AdversarialCollection,
     model,          # the net to fool: the baseline
@@ -266,6 +266,7 @@ def build(cls:AdversarialCollection,
     recipe="pixel", # "pixel" or "paper": the units of x
     box=(0., 1.),   # (lo, hi), or None
     batch_size=200, # samples per pass
+    solver=perturb, # by default one exact step; or a function that is called alike
 ):
     "One exact step (equation 14) from every correctly classified sample, by each set; those now wrong are members"
     sets = list(sets) if isinstance(sets, Iterable) else [sets]
@@ -274,7 +275,7 @@ def build(cls:AdversarialCollection,
     start, parts = correct(model, x, y, batch_size).nonzero().squeeze(1), []
     for k, S in enumerate(sets):
         for i in start.split(batch_size):
-            moved = perturb(model, x[i], y[i], S, box=box)
+            moved = solver(model, x[i], y[i], S, box=box)
             parts.append((moved.float(), y[i].long(), i, torch.full_like(i, k)))
     moved, labels, index, norm = (torch.cat(p).cpu() for p in zip(*parts))
     names, radius = list(map(repr, sets)), torch.tensor([S.radius for S in sets])[norm]

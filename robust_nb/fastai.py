@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['AdversarialTraining']
 
-# %% ../nbs/library/19_fastai.ipynb #6bf5b2b6
+# %% ../nbs/library/19_fastai.ipynb #4f91ede5
 import torch
-from .objectives import Robust
+from .objectives import Robust, check_replaces_samples
 from .uncertainty import check_inside
 
 # %% ../nbs/library/19_fastai.ipynb #c8f0365f
@@ -16,26 +16,14 @@ try:
     from fastai.callback.mixup import MixHandler
 except ImportError: Callback = MixHandler = object          # then the class below says what to install
 
-# %% ../nbs/library/19_fastai.ipynb #b0421499
-def _check_objective(objective):
-    "Raises unless its loss is the standard loss at x + Δ̂, with one U for all samples"
-    if not isinstance(objective, Robust) or type(objective).__call__ is not Robust.__call__:
-        raise TypeError("objective must be a Robust such as Robust(Linf(0.1)), since the loss is the Learner's own, "
-                        f"got {objective!r}: train with robust_nb.training.fit where the loss is another")
-    one, two = (vars(objective.U.at(torch.zeros(n, dtype=torch.int64))) for n in (1, 2))
-    differ = [k for k, v in one.items() if isinstance(v, torch.Tensor) and v.shape != two[k].shape]
-    if differ:
-        raise ValueError(f"objective must have one {differ[0]} for all samples, got one per sample in {objective}: the "
-                         "Learner does not say which samples are in a batch; robust_nb.training.fit does")
-
-# %% ../nbs/library/19_fastai.ipynb #001ba4d5
+# %% ../nbs/library/19_fastai.ipynb #030532ed
 class AdversarialTraining(Callback):
     "Algorithm 1 in fastai: in training the model sees x + Δ̂ for x; in validation and prediction it sees x"
     order, run_valid = 11, False
     def __init__(self,
         objective:Robust, # U, the box and the ascent, such as Robust(Linf(0.1), steps=5)
     ):
-        _check_objective(objective)
+        check_replaces_samples(objective, "the Learner")
         if Callback is object: raise ImportError('fastai is not installed: pip install "robust_nb[fastai]"')
         self.objective = objective
 

@@ -5,36 +5,24 @@
 # %% auto #0
 __all__ = ['AdversarialTraining']
 
-# %% ../nbs/library/18_lightning.ipynb #8f89a4b1
+# %% ../nbs/library/18_lightning.ipynb #8b889908
 import functools
 import torch
 from fastcore.basics import patch
-from .objectives import Robust
+from .objectives import Robust, check_replaces_samples
 from .uncertainty import check_inside
 
 # %% ../nbs/library/18_lightning.ipynb #425b3cf8
 try: from lightning.pytorch import Callback, strategies
 except ImportError: Callback = strategies = object          # then the class below says what to install
 
-# %% ../nbs/library/18_lightning.ipynb #62fa92ef
-def _check_objective(objective):
-    "Raises unless its loss is the standard loss at x + Δ̂, with one U for all samples"
-    if not isinstance(objective, Robust) or type(objective).__call__ is not Robust.__call__:
-        raise TypeError("objective must be a Robust such as Robust(Linf(0.1)), since the loss is the trainer's own, "
-                        f"got {objective!r}: train with robust_nb.training.fit where the loss is another")
-    one, two = (vars(objective.U.at(torch.zeros(n, dtype=torch.int64))) for n in (1, 2))
-    differ = [k for k, v in one.items() if isinstance(v, torch.Tensor) and v.shape != two[k].shape]
-    if differ:
-        raise ValueError(f"objective must have one {differ[0]} for all samples, got one per sample in {objective}: the "
-                         "trainer does not say which samples are in a batch; robust_nb.training.fit does")
-
-# %% ../nbs/library/18_lightning.ipynb #a7438e31
+# %% ../nbs/library/18_lightning.ipynb #dbca7e20
 class AdversarialTraining(Callback):
     "Algorithm 1 in Lightning: `training_step` sees x + Δ̂ for x; validation, test and prediction see x"
     def __init__(self,
         objective:Robust, # U, the box and the ascent, such as Robust(Linf(0.1), steps=5)
     ):
-        _check_objective(objective)
+        check_replaces_samples(objective, "the trainer")
         if Callback is object: raise ImportError('lightning is not installed: pip install "robust_nb[lightning]"')
         super().__init__()
         self.objective, self._wrapped = objective, []

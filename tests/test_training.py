@@ -1,5 +1,5 @@
 "The training loop where a page would be the wrong place: interruptions at every point, foreign files, hidden waiting for the device, odd models."
-import copy, os, platform, subprocess, sys, threading
+import copy, os, platform, subprocess, sys, threading, warnings
 from types import SimpleNamespace
 import nbformat
 import numpy as np
@@ -8,14 +8,17 @@ import torch
 import torch.nn.functional as F
 from nbclient import NotebookClient
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils._python_dispatch import TorchDispatchMode
-from robust_nb import training
-from robust_nb.checkpoint import save_checkpoint
-from robust_nb.data import Data, Split, load
+from robust_nb import training, variants
+from robust_nb.checkpoint import load_checkpoint, save_checkpoint
+from robust_nb.data import CropFlip, Data, Split, load
+from robust_nb.evaluation import accuracy, robust_accuracy
 from robust_nb.models import MNISTNet
 from robust_nb.objectives import AdversarialMix, Robust, Standard, Surrogate
 from robust_nb.training import History, fit, memory_kept
 from robust_nb.uncertainty import L1, L2, Linf
+from robust_nb.variants import Free, Monitor
 
 CLASSES = 4
 
@@ -594,3 +597,239 @@ def test_weights_keep_their_layout():
     fit(net, Split(torch.rand(20, 1, 28, 28), torch.arange(20) % 10), Standard(), epochs=1, device="cpu", progress=False)
     assert all(p.is_contiguous() for p in net.parameters())
     torch.nn.utils.parameters_to_vector(net.parameters())
+
+# A loss that is not finite
+
+class Bad(Standard):
+    "Not finite in some steps, counted from 1"
+    def __init__(self, *at, value=float("nan")): self.at, self.value, self.calls = at, value, 0
+    def __repr__(self): return f"Bad({self.at}, {self.value})"
+    def __call__(self, *args):
+        self.calls += 1
+        return super().__call__(*args) * (self.value if self.calls in self.at else 1.)
+
+def by_hand(skipped, steps=15, model=None):
+    "The weights after so many steps of `fit`'s defaults here, some of them left out"
+    data, model, order = some(), (model or conv(dropout=0.)).train(), torch.Generator().manual_seed(0)
+    opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True)
+    batches = [b for epoch in range(3) for b in data.batches(8, generator=order)]
+    for t, (x, y, index) in enumerate(batches[:steps]):
+        opt.param_groups[0]["lr"] = 0.05 / (1 + 5e-6 * t)
+        loss = F.cross_entropy(model(x), y)
+        if t + 1 in skipped: continue
+        opt.zero_grad(); loss.backward(); opt.step()
+    return model
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_the_weights_stay_as_they_were_before_the_first_bad_step(tmp_path, value):
+    model, objective = conv(dropout=0., norm=False), Bad(7, 9, value=value)
+    with pytest.raises(FloatingPointError, match=f"the loss is {-abs(value) if value == -float('inf') else value} in epoch 2, step 7 of the run: try a smaller lr") as e: train(objective, model=model, checkpoint=tmp_path)
+    assert same(model, by_hand((), steps=6, model=conv(dropout=0., norm=False)))
+    kept = load_checkpoint(tmp_path/"nonfinite.pt")
+    assert kept["step"] == 7 and kept["epoch"] == 2 and all(torch.equal(v, kept["model"][k]) for k, v in model.state_dict().items())
+    x, y, index = e.value.batch
+    assert torch.equal(x, some().x[index]) and torch.equal(kept["x"], x) and torch.equal(kept["y"], y) and torch.equal(kept["index"], index) and len(x) == 8
+
+@pytest.mark.parametrize("at", [(1,), (1, 2, 3, 4, 5, 6), (2, 5, 15), ()])
+@pytest.mark.parametrize("fused", [True, False])
+def test_bad_steps_are_skipped_and_the_others_are_as_ever(monkeypatch, at, fused):
+    if not fused:
+        SGD = torch.optim.SGD
+        monkeypatch.setattr(torch.optim, "SGD", lambda *args, **kw: SGD(*args, **kw | dict(fused=False)))
+    if at == (1, 2, 3, 4, 5, 6):
+        with pytest.raises(FloatingPointError, match="not finite in any step of epoch 1"): train(Bad(*at), nonfinite="skip")
+        return
+    model, history = train(Bad(*at), model=conv(dropout=0., norm=False), nonfinite="skip")
+    for p, q in zip(model.parameters(), by_hand(at, model=conv(dropout=0., norm=False)).parameters(), strict=True): torch.testing.assert_close(p, q, rtol=0 if fused else 1e-5, atol=0 if fused else 1e-6)
+    assert history.column("skipped") == [sum(5 * k < a <= 5 * k + 5 for a in at) for k in range(3)] and np.isfinite(history.column("loss")).all()
+
+def test_a_batch_of_an_iterable_and_an_augmented_one_are_kept():
+    data = some()
+    batches = list(zip(data.x.split(10), data.y.split(10)))
+    with pytest.raises(FloatingPointError) as e: train(Bad(2), data=batches)
+    assert torch.equal(e.value.batch[0], batches[1][0]) and e.value.batch[2] is None
+    with pytest.raises(FloatingPointError) as e: train(Bad(2), augment=lambda x: x.flip(3), shuffle=False)
+    assert torch.equal(e.value.batch[0], data.x[8:16].flip(3)) and e.value.batch[2].tolist() == list(range(8, 16))
+
+def test_a_long_epoch_is_looked_at_once_in_a_hundred_steps(monkeypatch):
+    looks, look = [], training._Guard.look
+    monkeypatch.setattr(training._Guard, "look", lambda self, run: (looks.append(len(self.recent)), look(self, run))[1])
+    train(epochs=1, data=some(250), batch_size=1, model=conv(norm=False))
+    assert looks == [100, 100, 50]
+    objective = Bad(3)
+    with pytest.raises(FloatingPointError, match="step 3 of the run"): train(objective, epochs=1, data=some(250), batch_size=1, model=conv(norm=False))
+    assert objective.calls == 100
+
+# Batches from elsewhere
+
+def loader(shuffle=True, generator=None, n=37): data = some(n); return DataLoader(TensorDataset(data.x, data.y), batch_size=8, shuffle=shuffle, generator=generator)
+
+def test_a_loader_gives_what_a_split_gives():
+    a, ha = train(Robust(Linf(0.1)), data=loader(shuffle=False))
+    b, hb = train(Robust(Linf(0.1)), shuffle=False)
+    assert same(a, b) and rows(ha) == rows(hb)
+
+@pytest.mark.parametrize("generator", [lambda: None, torch.Generator], ids=["global", "own"])
+def test_a_run_over_a_loader_is_resumed(tmp_path, generator):
+    objective = Robust(Linf(0.1), random_start=True)
+    whole, history = train(objective, data=loader(generator=generator()))
+    other, _ = train(objective, data=loader(generator=generator()), seed=1)
+    assert not same(whole, other)
+    with pytest.raises(KeyboardInterrupt): train(Cut(objective, 8), data=loader(generator=generator()), checkpoint=tmp_path)
+    model, resumed = train(Cut(objective), model=conv(3), data=loader(generator=generator()), checkpoint=tmp_path, resume=True)
+    assert same(model, whole) and rows(resumed) == rows(history)
+    with pytest.raises(ValueError, match="data was 'DataLoader of 5 batches', now 'DataLoader of 6 batches'"): train(objective, epochs=4, data=loader(n=45), checkpoint=tmp_path, resume=True)
+
+def test_a_loader_s_generator_and_sampler():
+    g = torch.Generator().manual_seed(9)
+    before = g.get_state()
+    train(data=loader(generator=g))
+    assert torch.equal(g.get_state(), before)
+    class Told(torch.utils.data.SequentialSampler):
+        epochs = ()
+        def set_epoch(self, epoch): self.epochs = (*self.epochs, epoch)
+    data = some()
+    sampler = Told(data)
+    train(data=DataLoader(TensorDataset(data.x, data.y), batch_size=8, sampler=sampler))
+    assert sampler.epochs == (0, 1, 2)
+
+def test_iterables_without_a_length_and_of_other_kinds():
+    class Stream:
+        def __iter__(self): return iter(zip(some().x.split(8), some().y.split(8)))
+    a, b = train(data=Stream())[0], train(data=[list(b) for b in Stream()])[0]
+    assert same(a, b) and same(a, train(shuffle=False)[0])
+    class Once:
+        left = 2       # one look before the loop, one epoch, and then nothing
+        def __iter__(self): self.left -= 1; return iter(zip(some().x.split(8), some().y.split(8))) if self.left >= 0 else iter(())
+    with pytest.raises(ValueError, match="data gave no batch in this epoch"): train(data=Once())
+
+def test_augmented_runs_repeat_and_resume(tmp_path):
+    kw = dict(augment=CropFlip(2), objective=Robust(Linf(0.1)))
+    whole, history = train(**kw)
+    assert same(whole, train(**kw)[0]) and not same(whole, train(Robust(Linf(0.1)))[0])
+    train(**kw, epochs=2, checkpoint=tmp_path)
+    model, resumed = train(**kw, model=conv(1), checkpoint=tmp_path, resume=True)
+    assert same(model, whole) and rows(resumed) == rows(history)
+    for other in (None, CropFlip(1), lambda x: x): 
+        with pytest.raises(ValueError, match="augment was"): train(**kw | dict(augment=other), epochs=4, checkpoint=tmp_path, resume=True)
+
+# What is watched
+
+@pytest.mark.parametrize("make", [lambda: Free(Linf(0.1), replays=3), lambda: Free(L2(0.5), replays=2, warm_up=2), lambda: Robust(Linf(0.1), warm_up=2, random_start=True, keep="last"), lambda: Surrogate(L2(0.5), warm_up=1)], ids=str)
+def test_variants_repeat_and_resume(tmp_path, make):
+    whole, history = train(make())
+    used = make()
+    assert same(train(used)[0], whole) and same(train(used)[0], whole)          # also an objective that has been used
+    train(make(), epochs=1, checkpoint=tmp_path)
+    model, resumed = train(make(), model=conv(1), checkpoint=tmp_path, resume=True)
+    assert same(model, whole) and rows(resumed) == rows(history)
+
+def test_replays_are_steps():
+    seen = []
+    class Spy(Free):
+        def __call__(self, model, x, y, index): seen.append(index.tolist()); return super().__call__(model, x, y, index)
+    _, history = train(Spy(Linf(0.1), replays=3), epochs=2)
+    assert len(seen) == 2 * 5 * 3 and all(seen[k] == seen[k - k % 3] for k in range(30)) and len(history) == 2
+
+def test_a_monitor_stops_and_goes_back_to_the_best(tmp_path):
+    scores = iter([0.5, 0.7, 0.6, 0.65, 0.9])
+    class Scripted(Monitor):
+        def __call__(self, model, row):
+            self.weights_seen = getattr(self, "weights_seen", []) + [copy.deepcopy(model.state_dict())]
+            score = next(scores)
+            with pytest.MonkeyPatch.context() as m:
+                m.setattr(variants, "robust_accuracy", lambda *args, **kw: score)
+                super().__call__(model, row)
+    monitor = Scripted(some(seed=1), Linf(0.1), patience=2)
+    model, history = train(epochs=9, monitor=monitor)
+    assert history.column("held_projected") == [0.5, 0.7, 0.6, 0.65] and monitor.stopped
+    assert all(torch.equal(v, monitor.weights_seen[1][k]) for k, v in model.state_dict().items())
+
+def test_a_monitored_run_is_resumed_and_stays_stopped(tmp_path):
+    make = lambda: Monitor(some(seed=1), Linf(0.2), patience=2)
+    whole, history = train(Robust(Linf(0.1)), epochs=30, monitor=make())
+    assert len(history) < 30
+    with pytest.raises(KeyboardInterrupt): train(Cut(Robust(Linf(0.1)), 5 * len(history) - 6), epochs=30, monitor=make(), checkpoint=tmp_path)
+    for _ in range(2):                                                   # the second time there is nothing to do
+        model, resumed = train(Cut(Robust(Linf(0.1))), model=conv(1), epochs=30, monitor=make(), checkpoint=tmp_path, resume=True)
+        assert same(model, whole) and rows(resumed) == rows(history)
+    with pytest.raises(ValueError, match="monitor was"): train(Cut(Robust(Linf(0.1))), epochs=31, monitor=Monitor(some(seed=1), Linf(0.3), patience=2), checkpoint=tmp_path, resume=True)
+
+def test_a_monitor_may_be_a_function():
+    seen = []
+    def watch(model, row): assert not model.training; seen.append(row["epoch"]); row["twice"] = 2 * row["epoch"]
+    model, history = train(monitor=watch)
+    assert seen == [1, 2, 3] and history.column("twice") == [2, 4, 6] and model.training
+
+@pytest.mark.parametrize("one, projected, warns", [(0.5, 0.1, True), (0.5, 0.31, False), (0.3, 0.11, False), (0.9, 0.5, False), (0.9, 0.4, True)])
+def test_a_monitor_warns_once(monkeypatch, one, projected, warns):
+    monkeypatch.setattr(variants, "robust_accuracy", lambda *args, steps, **kw: one if steps == 1 else projected)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train(monitor=Monitor(some(seed=1), Linf(0.1)))
+    assert len(said) == warns and all("catastrophic overfitting? In epoch 1" in str(w.message) for w in said)
+
+def test_a_monitor_leaves_the_run_alone():
+    a, ha = train(Robust(Linf(0.1), random_start=True))
+    b, hb = train(Robust(Linf(0.1), random_start=True), monitor=Monitor(some(seed=1), Linf(0.1)))
+    assert same(a, b) and ha.column("loss") == hb.column("loss")
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    train(epochs=2, tensorboard=tmp_path/"logs", checkpoint=tmp_path/"run")
+    _, history = train(epochs=3, tensorboard=tmp_path/"logs", checkpoint=tmp_path/"run", resume=True)
+    read = EventAccumulator(str(tmp_path/"logs")).Reload()
+    assert set(read.Tags()["scalars"]) == {"loss", "accuracy", "seconds"}
+    assert [e.step for e in read.Scalars("loss")] == [1, 2, 3] and [e.value for e in read.Scalars("loss")] == pytest.approx(history.column("loss"), rel=1e-6)
+
+def test_tensorboard_that_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match="pip install tensorboard"): train(tensorboard="logs")
+
+def test_compiled():
+    a, b = train(Robust(Linf(0.1)), compile=True, model=conv(dropout=0.))[0], train(Robust(Linf(0.1)), model=conv(dropout=0.))[0]
+    for p, q in zip(a.parameters(), b.parameters(), strict=True): torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)
+    assert not isinstance(a, torch._dynamo.OptimizedModule) and a(some().x).shape == (37, CLASSES)
+
+def test_ctrl_c_says_what_is_kept(tmp_path):
+    with pytest.raises(KeyboardInterrupt, match="stopped in epoch 2; .*last.pt holds the state before: go on with resume=True"): train(Cut(Standard(), 8), checkpoint=tmp_path)
+    assert History.load(tmp_path).column("epoch") == [1]
+    with pytest.raises(KeyboardInterrupt, match="stopped in epoch 2; with checkpoint= it could go on"): train(Cut(Standard(), 8))
+
+# The policy for layers that behave differently in training
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_running_statistics_are_those_of_the_documented_policy(mode):
+    "After one robust epoch: Δ from passes in `mode`, which leave no trace; then one pass in train mode at x + Δ, whose statistics count"
+    U, data = Linf(0.1), some()
+    model, _ = train(Robust(U, mode=mode), epochs=1, model=conv(dropout=0.))
+    by_hand, order = conv(dropout=0.).train(), torch.Generator().manual_seed(0)
+    opt = torch.optim.SGD(by_hand.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True)
+    for t, (x, y, _) in enumerate(data.batches(8, generator=order)):
+        opt.param_groups[0]["lr"] = 0.05 / (1 + 5e-6 * t)
+        twin = copy.deepcopy(by_hand).train(mode == "train")
+        leaf = x.clone().requires_grad_()
+        grad, = torch.autograd.grad(F.cross_entropy(twin(leaf), y, reduction="sum"), leaf)
+        loss = F.cross_entropy(by_hand((x + 0.1 * grad.sign()).clamp(0, 1)), y)
+        opt.zero_grad(); loss.backward(); opt.step()
+    for k in ("running_mean", "running_var", "num_batches_tracked"): torch.testing.assert_close(getattr(model[1], k), getattr(by_hand[1], k))
+    assert model[1].num_batches_tracked == 5
+
+def test_dropout_of_the_descent_is_on_and_of_the_ascent_by_policy():
+    class Counts(nn.Dropout):
+        on = 0
+        def forward(self, x): self.on += self.training; return super().forward(x)
+    for mode, passes in (("eval", 5), ("train", 10)):
+        model = conv()
+        model[3] = Counts(0.3)
+        train(Robust(Linf(0.1), mode=mode), epochs=1, model=model)
+        assert model[3].on == passes
+
+def test_evaluation_leaves_modes_gradients_and_statistics_alone():
+    model, data = conv().train(), some()
+    model[1].eval()
+    F.cross_entropy(model(data.x), data.y).backward()
+    state, grads, modes = copy.deepcopy(model.state_dict()), [p.grad.clone() for p in model.parameters()], [m.training for m in model.modules()]
+    accuracy(model, data.x, data.y); robust_accuracy(model, data.x, data.y, Linf(0.1), steps=3); Monitor(data, Linf(0.1))(model, dict(epoch=1))
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()) and all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads)) and modes == [m.training for m in model.modules()]

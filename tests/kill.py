@@ -1,0 +1,66 @@
+"""Runs of `fit` that are killed with SIGKILL at random moments and resumed. Are the final weights those of the run that nobody killed, bit for bit? Is any file half written?
+    python tests/kill.py [--runs 20] [--seed 0]"""
+import argparse, hashlib, os, random, signal, sys, tempfile, time
+from pathlib import Path
+import torch
+from torch import nn
+from robust_nb.checkpoint import load_checkpoint
+from robust_nb.data import Split
+from robust_nb.objectives import Robust
+from robust_nb.training import fit
+from robust_nb.uncertainty import Linf
+
+EPOCHS = 40
+
+def train(folder):
+    "Short epochs and large files, so that many a kill falls on a file that is being written; dropout and random starts draw from a generator"
+    torch.set_num_threads(1)
+    g = torch.Generator().manual_seed(0)
+    data = Split(torch.rand(400, 1, 28, 28, generator=g), torch.randint(10, (400,), generator=g))
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Dropout(), nn.Linear(300, 10))
+    fit(net, data, Robust(Linf(0.1), random_start=True), epochs=EPOCHS, device="cpu", checkpoint=folder, resume=True, progress=False)
+    weights = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in net.parameters())).hexdigest()
+    Path(folder, "weights").write_text(weights)
+
+def started(folder):
+    "A process that trains; forked from this one, which has computed nothing yet"
+    pid = os.fork()
+    if pid: return pid
+    try: train(folder)
+    except BaseException as e: print(f"{type(e).__name__}: {e}", file=sys.stderr); os._exit(1)
+    os._exit(0)
+
+def ended(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    p.add_argument("--runs", type=int, default=20), p.add_argument("--seed", type=int, default=0)
+    a = p.parse_args()
+    draw, same, killed = random.Random(a.seed), 0, 0
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        if ended(started(folder)): sys.exit("the run that nobody kills failed")
+        seconds, weights = time.perf_counter() - start, Path(folder, "weights").read_text()
+    for run in range(a.runs):
+        with tempfile.TemporaryDirectory() as folder:
+            at = []
+            while True:
+                pid = started(folder)
+                time.sleep(draw.uniform(0, seconds))
+                os.kill(pid, signal.SIGKILL)
+                if ended(pid) == 0: break                                  # it was done before
+                killed += 1
+                states = [load_checkpoint(f) for f in Path(folder).glob("*.pt")]      # raises for a file that is half written
+                at.append(max((s["epoch"] for s in states), default=None))
+                if len(at) == 3:
+                    if ended(started(folder)): sys.exit(f"run {run} could not be resumed")
+                    break
+            hit = Path(folder, "weights").read_text() == weights
+            left = [f.name for f in Path(folder).iterdir() if f.name.startswith(".")]
+            same += hit and not left
+            print(f"run {run}: killed after epoch {', '.join(map(str, at)) or 'none'}; the same weights: {hit}" + (f"; left behind: {left}" if left else ""), flush=True)
+    print(f"{same} of {a.runs} runs ended with the same weights; {killed} kills, {seconds:.1f} s for a run that nobody kills")
+    sys.exit(same != a.runs)
+
+if __name__ == "__main__": main()
