@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from .perturbation import perturb
 
-# %% ../nbs/library/16_distributed.ipynb #84528d6d
+# %% ../nbs/library/16_distributed.ipynb #8501e90b
 def launch(
     f,             # called in each process as f(*args, **kwargs); may be from a notebook
     processes:int, # how many, at least 1
@@ -24,7 +24,8 @@ def launch(
     if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
         raise ValueError(f"processes must be an integer of at least 1, got {processes!r}")
     if not callable(f): raise TypeError(f"f must be a function, got {type(f).__name__}")
-    if processes > 1 and dist.is_initialized(): raise RuntimeError("processes must be 1 in a process of a group")
+    if processes > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"processes must be 1 where torchrun or launch started the process, got {processes}")
     with tempfile.TemporaryDirectory() as folder:
         with open(Path(folder)/"call", "wb") as file: cloudpickle.dump((f, args, kwargs), file)
         children = [_start(rank, processes, folder) for rank in range(processes)]

@@ -159,7 +159,7 @@ def _pair(batch):
     got = f"{type(batch).__name__} of {[type(a).__name__ for a in batch]}" if isinstance(batch, (tuple, list)) else type(batch).__name__
     raise TypeError(f"data must yield pairs (x, y) of tensors, got {got}")
 
-# %% ../nbs/library/07_training.ipynb #c65008cf
+# %% ../nbs/library/07_training.ipynb #a172d7b9
 class History(list):
     "What `fit` measured: a list with a dict per epoch"
     def column(self,
@@ -174,10 +174,11 @@ class History(list):
         checkpoint, # the folder that `fit` was given as `checkpoint`
     ):
         "What the last checkpoint there holds, also of a run that was stopped. Raises as `load_checkpoint`."
-        state = load_checkpoint(Path(checkpoint)/"last.pt")
-        if not _is_history(state.get("history"), state.get("epoch")):
-            raise ValueError(f"{Path(checkpoint)/'last.pt'} is not a checkpoint of fit")
-        return cls(state["history"])
+        last, previous = (Path(checkpoint)/f"{name}.pt" for name in ("last", "previous"))
+        file = previous if previous.is_file() and not last.exists() else last
+        state = load_checkpoint(file)
+        if _is_history(state.get("history"), state.get("epoch")): return cls(state["history"])
+        raise ValueError(f"{file} is not a checkpoint of fit")
 
     def plot(self, ax=None):
         "Loss and accuracy against epochs; returns the axes"
@@ -243,11 +244,12 @@ def _generators(device):
         own = [torch.cuda.default_generators[index]]
     return [torch.default_generator, *own]
 
-# %% ../nbs/library/07_training.ipynb #fb1e94fc
+# %% ../nbs/library/07_training.ipynb #e23369f0
 @patch
 def load(self:_Run, epochs):
     "Goes on from the last file that is whole: all of it, or nothing. Raises `ValueError` for another run."
     found, why = copy.deepcopy(self.state()), None
+    self.clear()
     for f in (self.path, self.path.with_name("previous.pt")):
         state = on_rank_0(lambda: self.read(f, epochs))
         if isinstance(state, dict): state = self.take(f, state, found)
@@ -255,6 +257,12 @@ def load(self:_Run, epochs):
         why = why or state
     if why: raise why
     self.save()
+
+@patch
+def clear(self:_Run):
+    "Removes what a killed process left of a file that it was writing"
+    if group()[0]: return
+    for f in self.path.parent.glob(f".{self.path.name}.*"): f.unlink()
 
 @patch
 def read(self:_Run, path, epochs):
@@ -379,7 +387,7 @@ def memory_kept(
             _open.remove(limit)
             _thresholds(max(_open, default=None))
 
-# %% ../nbs/library/07_training.ipynb #be4cbc4f
+# %% ../nbs/library/07_training.ipynb #aeea7247
 def fit(
     model,              # an `nn.Module` that maps x to logits; trained in place, and no gradient is left in it
     data,               # a `Data` (its test split is measured after each epoch, only for the history), or a `Split`, or an
@@ -419,12 +427,12 @@ def fit(
     half, generators = _bfloat16(precision, device), _generators(device)
     _check_types(model, objective)
     train, test = _splits(data, device)
+    feed = _Feed(train, batch_size, shuffle, device)
+    generators = [*generators, *feed.generators()]
     with _as_found(model, generators), memory_kept() if device.type == "cpu" else contextlib.nullcontext():
         _check_fit(model.to(device), train, test, batch_size, augment, device)
-        feed = _Feed(train, batch_size, shuffle, device)
-        generators = [*generators, *feed.generators()]
         for g in generators: g.manual_seed((seed + group()[0] * 1_000_003) % (1 << 63))
-        _begin(objective, train, device)
+        _begin(objective, monitor, train, device)
         about = sgd | how | dict(bfloat16=half) | (dict(processes=group()[1]) if group()[1] > 1 else {})
         if path: about |= _about(model, objective, monitor, augment, feed, test)
         opt = torch.optim.SGD(model.parameters(), **sgd, fused=device.type in ("cpu", "cuda"))
@@ -604,7 +612,7 @@ def _as_found(model, generators):
         for p in plain: p.data = p.data.contiguous()      # not left as `channels_last`, which refuses `view`
         for g, s in zip(generators, states): g.set_state(s)
 
-# %% ../nbs/library/07_training.ipynb #487055a0
+# %% ../nbs/library/07_training.ipynb #95443ace
 def _check_fit(model, train, test, batch_size, augment, device):
     "Raises unless model and data fit together; gives convolutions the memory layout that they want"
     split = isinstance(train, Split)
@@ -630,12 +638,13 @@ def _check_augmented(new, x):
     got = f"{tuple(new.shape)} and {new.dtype}" if isinstance(new, torch.Tensor) else type(new).__name__
     raise ValueError(f"augment must return what it was given, changed: {tuple(x.shape)} and {x.dtype}, got {got}")
 
-def _begin(objective, train, device):
+def _begin(objective, monitor, train, device):
     replays = getattr(objective, "replays", 1)
     if isinstance(replays, bool) or not isinstance(replays, int) or replays < 1:
         raise ValueError(f"objective.replays must be an integer of at least 1, got {replays!r}")
     if hasattr(objective, "prepare"): objective.prepare(*_prepared(train, device))
     if hasattr(objective, "on_epoch"): objective.on_epoch(0)
+    if hasattr(monitor, "prepare"): monitor.prepare()
 
 def _prepared(train, device):
     "All there is to see before the first step"
@@ -643,7 +652,7 @@ def _prepared(train, device):
 
 def _check_last_batch(model, one, n, batch_size):
     "Raises `ValueError` where some batch has one sample only, and the model refuses that, as batch normalisation does"
-    if n % batch_size != 1 and batch_size > 1: return
+    if min(batch_size, n, n % batch_size or batch_size) // group()[1] > 1: return
     try:
         with in_mode(model, "train"), torch.no_grad(): model(one)
     except ValueError as e:

@@ -15,7 +15,7 @@ from .objectives import Robust
 from .perturbation import check_labels, cross_entropy, logits_of, shift
 from .uncertainty import UncertaintySet, check_box
 
-# %% ../nbs/library/17_variants.ipynb #b4319128
+# %% ../nbs/library/17_variants.ipynb #5d89e86c
 class Monitor:
     "Measures a net after each epoch on held-out samples, warns of catastrophic overfitting, and can stop early"
     def __init__(self,
@@ -33,22 +33,23 @@ class Monitor:
         _check_counts(2, steps=steps)
         if patience is not None: _check_counts(1, patience=patience)
         self.held, self.U, self.steps, self.patience, self.box = held, U, steps, patience, check_box(box)
-        self._begin()
+        self.prepare()
 
-    def _begin(self): self.best, self.weights, self.waited, self.warned = -1., {}, 0, False
+    def prepare(self):
+        "Forgets what an earlier run was like"
+        self.best, self.weights, self.waited, self.warned = -1., {}, 0, False
 
     def __repr__(self):
         extra = "" if repr(self.box) == "(0.0, 1.0)" else f", box={self.box}"
         return f"Monitor({self.held}, {self.U}, steps={self.steps}, patience={self.patience}{extra})"
 
-# %% ../nbs/library/17_variants.ipynb #0277e916
+# %% ../nbs/library/17_variants.ipynb #e579ac86
 @patch
 def __call__(self:Monitor,
     model, # maps x to logits
     row,   # of the history; gets `held_one_step` and `held_projected`, accuracies on the held-out samples
 ):
     "Measures, keeps the best weights if there is a `patience`, and warns with a `UserWarning`"
-    if row["epoch"] == 1: self._begin()
     p = next(model.parameters())
     x, y = self.held.x.to(p.device), self.held.y.to(p.device)
     one, projected = (robust_accuracy(model, x, y, self.U, box=self.box, steps=k) for k in (1, self.steps))
