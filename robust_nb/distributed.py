@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['launch', 'processes', 'join_group', 'part', 'gather', 'on_rank_0', 'on_shards', 'sharded', 'Weighted']
 
-# %% ../nbs/library/16_distributed.ipynb #78b90f27
-import atexit, contextlib, os, queue, subprocess, sys, tempfile, threading, traceback
+# %% ../nbs/library/16_distributed.ipynb #a641be0a
+import atexit, contextlib, os, queue, signal, subprocess, sys, tempfile, threading, traceback
 from pathlib import Path
 import cloudpickle
 import torch
 import torch.distributed as dist
 from .perturbation import perturb
 
-# %% ../nbs/library/16_distributed.ipynb #8501e90b
+# %% ../nbs/library/16_distributed.ipynb #147fc64f
 def launch(
     f,             # called in each process as f(*args, **kwargs); may be from a notebook
     processes:int, # how many, at least 1
@@ -31,11 +31,10 @@ def launch(
         children = [_start(rank, processes, folder) for rank in range(processes)]
         try: _wait(children, folder)
         finally:
-            for child in children: child.kill()
-            for child in children: child.wait()
+            for child in children: _end(child)
         with open(Path(folder)/"value", "rb") as file: return cloudpickle.load(file)
 
-# %% ../nbs/library/16_distributed.ipynb #ac982ff5
+# %% ../nbs/library/16_distributed.ipynb #2b364f01
 def _start(rank, size, folder):
     "A process that runs `_child`; it does not import the caller's script, which so needs no guard"
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // size))
@@ -44,20 +43,43 @@ def _start(rank, size, folder):
     code = "from robust_nb.distributed import _child; _child()"
     with open(Path(folder)/f"said-{rank}", "wb") as said:
         pipe = subprocess.PIPE if rank == 0 else said
-        return subprocess.Popen([sys.executable, "-c", code], env=env, stdin=subprocess.DEVNULL, stdout=pipe,
+        return subprocess.Popen([sys.executable, "-c", code], env=env, stdin=subprocess.PIPE, stdout=pipe,
                                 stderr=subprocess.STDOUT, start_new_session=True)
+
+def _end(child):
+    "Kills a process, and those that it has started, such as a loader's workers"
+    if hasattr(os, "killpg"):
+        with contextlib.suppress(ProcessLookupError, PermissionError): os.killpg(child.pid, signal.SIGKILL)
+    child.kill()
+    child.wait()
+    child.stdin.close()
+
+def _follow_parent():
+    "Ends this process when the one that started it is gone, however it went: then the pipe between them ends"
+    def wait():
+        while os.read(0, 1): pass
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 def _child():
     "The process that `launch` started: calls the function, writes down its value or its error"
     folder, rank = Path(os.environ["ROBUST_NB_GROUP"]), os.environ["RANK"]
+    _follow_parent()
     try:
         with open(folder/"call", "rb") as file: f, args, kwargs = cloudpickle.load(file)
         value = f(*args, **kwargs)
         if rank == "0":
             with open(folder/"value", "wb") as file: cloudpickle.dump(value, file)
     except BaseException as e:
-        (folder/f"error-{rank}").write_bytes(cloudpickle.dumps((e, traceback.format_exc())))
+        (folder/f"error-{rank}").write_bytes(_packed(e))
         os._exit(1)          # at once: a process that waits for others would not end by itself
+
+def _packed(error):
+    "An error as bytes that can be loaded again, with its trace"
+    trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+    try: cloudpickle.loads(data := cloudpickle.dumps((error, trace)))
+    except Exception: data = cloudpickle.dumps((RuntimeError(f"{type(error).__name__}: {error}"), trace))
+    return data
 
 def _wait(children, folder):
     "Passes on what rank 0 says, until all have ended. Raises `RuntimeError` when one fails."
@@ -67,7 +89,7 @@ def _wait(children, folder):
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     heard = ""
-    while any(child.poll() is None for child in children) or reader.is_alive() or not said.empty():
+    while any(child.poll() is None for child in children) or not said.empty():
         with contextlib.suppress(queue.Empty):
             part = said.get(timeout=0.05)
             heard = (heard + part)[-2000:]
@@ -92,7 +114,7 @@ def _why(children, folder, heard):
     code = children[rank].returncode
     return f"the process of rank {rank} ended with exit code {code}. It said last: {last.strip() or 'nothing'}", None
 
-# %% ../nbs/library/16_distributed.ipynb #0ebe65f1
+# %% ../nbs/library/16_distributed.ipynb #d836bba4
 def processes():
     "(rank, size) of this process in its group; (0, 1) where there is none"
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
@@ -105,6 +127,8 @@ def join_group(
     if size == 1 and processes()[1] == 1: return device
     kind = str(device)
     if kind == "auto": kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind.startswith("cuda:"):
+        raise ValueError(f"device must be 'auto', 'cuda' or 'cpu' with several processes: each has its own, got {kind!r}")
     if kind == "cuda":
         if local >= torch.cuda.device_count():
             raise ValueError(f"processes: rank {local} of this machine has no CUDA device, "
@@ -118,7 +142,7 @@ def join_group(
     atexit.register(lambda: dist.is_initialized() and dist.destroy_process_group())
     return kind
 
-# %% ../nbs/library/16_distributed.ipynb #0c05430c
+# %% ../nbs/library/16_distributed.ipynb #1928d422
 def part(
     index, # which samples the batch holds, shape (n,), the same in each process
 ):
@@ -144,9 +168,9 @@ def on_rank_0(
     said = [None, None]
     if processes()[0] == 0:
         try: said = [f(), None]
-        except Exception as e: said = [None, e]
+        except Exception as e: said = [None, _packed(e)]
     dist.broadcast_object_list(said, 0)
-    if said[1] is not None: raise said[1]
+    if said[1] is not None: raise cloudpickle.loads(said[1])[0]
     return said[0]
 
 def on_shards(

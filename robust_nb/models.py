@@ -108,7 +108,7 @@ def _check_images(x, shape=None, where=""):
     if shape and (x.shape[1:] != shape or x.ndim != len(shape) + 1):
         raise ValueError(f"x must have shape (n, {', '.join(map(str, shape))}){where}, got {tuple(x.shape)}")
 
-# %% ../nbs/library/05_models.ipynb #7b298b4c
+# %% ../nbs/library/05_models.ipynb #5197e074
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))    # channels of the convolutions
 RGB_MEAN, RGB_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)                # of CIFAR-10's training images
 
@@ -135,14 +135,15 @@ class CIFARNet(nn.Module):
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(before, before), nn.BatchNorm1d(before), nn.ReLU(),
                                   nn.Dropout(0.5), nn.Linear(before, 10))
+        for name, v in dict(mean=RGB_MEAN, std=RGB_STD).items():           # moves with the weights, is no weight
+            self.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)
 
     def forward(self,
         x, # images in pixel values, shape (n, 3, 32, 32)
     ):
         "Logits, shape (n, 10). Raises `TypeError` or `ValueError` where `x` does not fit."
         _check_images(x, (3, 32, 32))
-        mean, std = (x.new_tensor(v).view(3, 1, 1) for v in (RGB_MEAN, RGB_STD))
-        return self.head(self.features((x - mean) / std).flatten(1))
+        return self.head(self.features((x - self.mean) / self.std).flatten(1))
 
 # %% ../nbs/library/05_models.ipynb #0c89e3bc
 class MLP(nn.Sequential):

@@ -39,7 +39,7 @@ class Standard:
 
     def __repr__(self): return f"{type(self).__name__}()"
 
-# %% ../nbs/library/02_objectives.ipynb #5e66501a
+# %% ../nbs/library/02_objectives.ipynb #15e0effd
 class Robust(Standard):
     "(1/n) Σᵢ J(θ, xᵢ + Δ̂ᵢ, yᵢ) with Δ̂ᵢ found by ascent and then held constant: Algorithm 1"
     def __init__(self,
@@ -56,6 +56,10 @@ class Robust(Standard):
     def on_epoch(self, epoch):
         "Sets the share of the radius for the epoch that comes after `epoch` epochs"
         self.share = min(1., (epoch + 1) / (self.warm_up + 1))
+
+    def finish(self):
+        "The whole radius again, after training"
+        self.share = 1.
 
     def at(self, index=None):
         "The sets of the samples `index` in this epoch"

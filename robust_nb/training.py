@@ -19,10 +19,11 @@ from .evaluation import correct
 from .perturbation import check_labels, check_logits, in_mode
 from .uncertainty import UncertaintySet, check_batch
 
-# %% ../nbs/library/07_training.ipynb #c55cbe51
+# %% ../nbs/library/07_training.ipynb #05e33c4c
 def _step(model, objective, opt, batch, half, guard=None):
     "One descent step on the batch (x, y, index); what it measured, as tensors"
     x, y, index = batch
+    if guard is not None: guard.hold()
     with torch.autocast(x.device.type, torch.bfloat16) if half else contextlib.nullcontext():
         loss = objective(model, x, y, index)
     _check_loss(loss)
@@ -38,13 +39,14 @@ def _check_loss(loss):
     if loss.requires_grad: return
     raise ValueError("the loss does not depend on the model's parameters, or fit was called inside torch.no_grad()")
 
-# %% ../nbs/library/07_training.ipynb #45c5fb8d
+# %% ../nbs/library/07_training.ipynb #a34d1a55
 def _epoch(run, rate, half, bar):
     "Steps over all batches; their row of the history, with means over the samples"
     start, total, seen, replays = time.perf_counter(), {}, 0, getattr(run.objective, "replays", 1)
     if run.epoch and hasattr(run.objective, "on_epoch"): run.objective.on_epoch(run.epoch)    # 0 was in `_begin`
     for x, y, index, weight in run.feed.batches(run.order, run.epoch):
-        if run.augment: x = run.augment(x)
+        if run.augment: x = run.augment(x if run.feed.split else x.clone())      # a loader may keep its own
+        run.guard.empty = not weight
         if group()[1] > 1: run.loss.weight = weight
         n = len(y) if weight else 0
         for _ in range(replays):
@@ -69,14 +71,19 @@ def _means(total, seen, run):
     if not seen: raise FloatingPointError(f"the loss was not finite in any step of epoch {run.epoch + 1}: try a smaller lr")
     return {k: float(v) / int(seen) for k, v in total.items()} | ({} if run.guard.skip is None else run.guard.count())
 
-# %% ../nbs/library/07_training.ipynb #ebd8baec
+# %% ../nbs/library/07_training.ipynb #75d270e7
 class _Guard:
-    "Keeps a loss that is not finite from the weights: at the first one for good, or with `skip` at each"
-    def __init__(self, opt, skip, device, whole):
-        self.opt, self.skip = opt, 0 if skip else None
+    "Keeps a loss that is not finite from weights and buffers: at the first one for good, or with `skip` at each"
+    def __init__(self, model, opt, skip, device, whole):
+        self.opt, self.skip, self.empty = opt, 0 if skip else None, False
+        self.buffers = list(model.buffers())
         self.recent, self.bad = [], torch.zeros((), dtype=torch.bool, device=device)
         self.reads = not opt.defaults["fused"]
         self.whole, self.every = whole, 10 if whole else 100      # keep batches until a look, or only their indices
+
+    def hold(self):
+        "Remembers what the forward pass may write into, such as running statistics"
+        self.held = [b.clone() for b in self.buffers]
 
     def allows(self, loss, batch):
         "May the optimiser step? Where it can find out by itself, yes."
@@ -86,8 +93,10 @@ class _Guard:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
             bad = bad.bool()
         self.bad = bad if self.skip is not None else self.bad | bad
-        self.recent.append((bad, loss.detach(), batch if self.whole else (None, None, batch[2])))
-        self.opt.found_inf = self.bad.float()
+        for b, old in zip(self.buffers, self.held): b.copy_(torch.where(self.bad, old, b))
+        batch = batch if self.whole else (None, None, batch[2])
+        self.recent.append((bad, loss.detach(), [a[:0] if self.empty and a is not None else a for a in batch]))
+        if not self.reads: self.opt.found_inf = self.bad.float()
         first = self.skip is not None and self.opt.defaults["momentum"] and not self.opt.state   # no momentum to keep yet
         return not ((self.reads or first) and self.bad)
 
@@ -106,17 +115,18 @@ def _stop(run, step, loss, batch):
     "Keeps the batch for inspection, beside the checkpoint if there is one, and raises `FloatingPointError`"
     x, y, index = (None if a is None else torch.cat(gather(a.detach().cpu())) for a in batch)     # of all ranks
     if x is None: x, y = (a[index.to(a.device)].cpu() for a in (run.feed.data.x, run.feed.data.y))
-    said = f"the loss is {loss.item()} in epoch {run.epoch + 1}, step {step + 1} of the run: try a smaller lr"
+    value = next((v for v in gather(loss.item()) if not math.isfinite(v)), math.nan)
+    said = f"the loss is {value} in epoch {run.epoch + 1}, step {step + 1} of the run: try a smaller lr"
     if run.path:
         file = run.path.with_name("nonfinite.pt")
         state = dict(x=x, y=y, index=index, epoch=run.epoch + 1, step=step + 1, model=run.model.state_dict())
-        if group()[0] == 0: save_checkpoint(file, **state)
+        on_rank_0(lambda: save_checkpoint(file, **state))
         said += f"; {file} holds the batch and the weights, {run.path} holds the state before this epoch"
     error = FloatingPointError(said)
     error.batch = x, y, index
     raise error
 
-# %% ../nbs/library/07_training.ipynb #13e4daba
+# %% ../nbs/library/07_training.ipynb #c0490b8b
 class _Feed:
     "Batches (x, y, index, weight) on the device, from a `Split` or an iterable of (x, y)"
     def __init__(self, data, batch_size, shuffle, device):
@@ -132,17 +142,22 @@ class _Feed:
             yield self.data.x[index], self.data.y[index], index, weight
 
     def _of_iterable(self, epoch):
-        sampler = getattr(self.data, "sampler", None)
-        if hasattr(sampler, "set_epoch"): sampler.set_epoch(epoch)
+        for o in self.samplers():
+            if hasattr(o, "set_epoch"): o.set_epoch(epoch)
         for batch in self.data:
             x, y = _pair(batch)
             yield x, y, None, 1.
 
+    def samplers(self):
+        "Of a loader: itself, and what says which samples come next"
+        batches = getattr(self.data, "batch_sampler", None)
+        found = [self.data, getattr(self.data, "sampler", None), batches, getattr(batches, "sampler", None)]
+        return list({id(o): o for o in found}.values())
+
     def generators(self):
-        "Its own random number generators, where a loader has one"
-        found = {id(g): g for o in (self.data, getattr(self.data, "sampler", None))
-                 if isinstance(g := getattr(o, "generator", None), torch.Generator)}
-        return [] if self.split else list(found.values())
+        "Its own random number generators, where a loader has any"
+        found = [getattr(o, "generator", None) for o in self.samplers()]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
     def steps(self):
         "Per epoch, or None where nobody knows"
@@ -151,7 +166,7 @@ class _Feed:
 
     def digest(self):
         if self.split: return self.data.digest()
-        return f"{type(self.data).__name__} of {self.steps()} batches"
+        return f"{type(self.data).__name__} of {self.steps()} batches, {len(self.generators())} generators"
 
 def _pair(batch):
     if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(a, torch.Tensor) for a in batch):
@@ -321,7 +336,7 @@ def _check_momentum(opt):
         if any(v is not None and v.shape != p.shape for v in state.values()):
             raise ValueError("the optimiser's momentum has other shapes than the weights")
 
-# %% ../nbs/library/07_training.ipynb #d60e21d4
+# %% ../nbs/library/07_training.ipynb #013c004d
 def _name(o):
     text = o if isinstance(o, str) else repr(o)
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)    # an address differs in each process
@@ -343,6 +358,7 @@ def _unsaid(o):
         inside = {k: v for k, v in inside if isinstance(v, (numbers.Number, str))}
         return f"{o.__module__} {o.__qualname__} {_code(o.__code__)} {_name(o.__defaults__)} {inside}"
     if isinstance(o, torch.Tensor): return hashlib.sha256(o.detach().cpu().double().numpy().tobytes()).hexdigest()
+    if isinstance(o, Split): return o.digest()
     if isinstance(o, UncertaintySet): return _name({k: _unsaid(v) or v for k, v in vars(o).items()})
     instance = callable(o) and hasattr(o, "__dict__") and not isinstance(o, (type, torch.nn.Module))
     inside = o if isinstance(o, dict) else vars(o) if instance else {}
@@ -387,7 +403,7 @@ def memory_kept(
             _open.remove(limit)
             _thresholds(max(_open, default=None))
 
-# %% ../nbs/library/07_training.ipynb #aeea7247
+# %% ../nbs/library/07_training.ipynb #e42b1f97
 def fit(
     model,              # an `nn.Module` that maps x to logits; trained in place, and no gradient is left in it
     data,               # a `Data` (its test split is measured after each epoch, only for the history), or a `Split`, or an
@@ -418,10 +434,10 @@ def fit(
     "Trains `model`. Raises `ValueError`, `TypeError` for bad arguments, `FloatingPointError` for a loss of NaN."
     asked = dict(locals())
     epochs, batch_size, seed, count = _integers(epochs=epochs, batch_size=batch_size, seed=seed, processes=processes)
-    if count > 1: return _spawned(**asked)
+    if count > 1: return _spawned(**asked | dict(processes=count))
     how = _reals(lr_decay=lr_decay) | dict(batch_size=batch_size, shuffle=bool(shuffle), seed=seed)
     sgd = _reals(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
-    _check_choices(compile, nonfinite, augment, monitor)
+    _check_choices(compile, nonfinite, augment, monitor, tensorboard)
     device = _device(join_group(device))
     path = on_rank_0(lambda: _file(checkpoint, resume))
     half, generators = _bfloat16(precision, device), _generators(device)
@@ -429,21 +445,24 @@ def fit(
     train, test = _splits(data, device)
     feed = _Feed(train, batch_size, shuffle, device)
     generators = [*generators, *feed.generators()]
-    with _as_found(model, generators), memory_kept() if device.type == "cpu" else contextlib.nullcontext():
-        _check_fit(model.to(device), train, test, batch_size, augment, device)
-        for g in generators: g.manual_seed((seed + group()[0] * 1_000_003) % (1 << 63))
-        _begin(objective, monitor, train, device)
-        about = sgd | how | dict(bfloat16=half) | (dict(processes=group()[1]) if group()[1] > 1 else {})
+    _check_loader(feed, path)
+    with _as_found(model, generators, objective), memory_kept() if device.type == "cpu" else contextlib.nullcontext():
+        _seed(generators, seed)                                # for the first look: it may start a loader's workers
+        seen = _check_fit(model.to(device), train, test, batch_size, augment, device)
+        _seed(generators, seed)
+        _begin(objective, monitor, *seen)
+        about = sgd | how | dict(bfloat16=half) | _unusual(device, nonfinite)
         if path: about |= _about(model, objective, monitor, augment, feed, test)
         opt = torch.optim.SGD(model.parameters(), **sgd, fused=device.type in ("cpu", "cuda"))
         run = _Run(model, objective, opt, generators, seed, path, about, monitor)
         run.load(epochs) if resume else run.save()
         run.feed, run.augment, run.called = feed, augment, torch.compile(model) if compile else model
-        run.guard = _Guard(opt, nonfinite == "skip", device, augment is not None or not feed.split)
+        run.guard = _Guard(model, opt, nonfinite == "skip", device, augment is not None or not feed.split)
         run.loss = objective if group()[1] == 1 else _Averaged(run.called, objective)
         rate = lambda step: sgd["lr"] / (1 + step * how["lr_decay"])
         with _bar(progress, run, epochs) as bar, _writer(tensorboard, run) as write:
-            while run.epoch < epochs and not getattr(monitor, "stopped", False):
+            run.stopped = bool(getattr(monitor, "stopped", False))
+            while run.epoch < epochs and not run.stopped:
                 with _told(run): row = _epoch(run, rate, half, bar)
                 _check_finite(model, row, path)
                 if test is not None: row["test_accuracy"] = _accuracy(model, test, device)
@@ -454,7 +473,7 @@ def fit(
         if hasattr(monitor, "finish"): monitor.finish(model)
         return run.history
 
-# %% ../nbs/library/07_training.ipynb #763e9ed3
+# %% ../nbs/library/07_training.ipynb #71fcecc9
 class _Averaged:
     "The objective on this rank's part of a batch; its gradient in the weights is that on the whole batch"
     def __init__(self, model, objective):
@@ -465,28 +484,42 @@ class _Averaged:
         loss.logs = logs
         return loss
 
-def _spawned(model, processes, objective, monitor, **how):
+def _spawned(model, data, processes, device, objective, monitor, **how):
     "The same call in new processes; what they made of the model, the objective and the monitor is brought back"
-    def trained():
-        history = fit(model, objective=objective, monitor=monitor, processes=1, **how)
-        return history, [p.state_dict() if hasattr(p, "state_dict") else None for p in (model, objective, monitor)]
     _check_types(model, objective)
+    if not isinstance(data, (Data, Split)):
+        raise TypeError("data must be a Data or a Split with processes=, which deals it out; with a DataLoader start a "
+                        f"script with torchrun, got {type(data).__name__}")
+    here, there = _device(device), (copy.deepcopy(model).cpu(), data.to("cpu"))
+    if here.type == "cuda" and (processes > torch.cuda.device_count() or here.index is not None):
+        raise ValueError("processes must be at most the number of CUDA devices, and device 'auto', 'cuda' or 'cpu', "
+                         f"got {processes} on {device}, of {torch.cuda.device_count()}")
+    def trained():
+        model, data = there
+        history = fit(model, data, objective, monitor=monitor, device=device, processes=1, **how)
+        return history, [p.state_dict() if hasattr(p, "state_dict") else None for p in (model.cpu(), objective, monitor)]
     try: history, states = launch(trained, processes)
     except RuntimeError as e:
         if e.__cause__ is None: raise
         raise e.__cause__
-    for part, state in zip((model, objective, monitor), states):
-        if state is not None: part.load_state_dict(state)
+    for o, state in zip((model.to(here), objective, monitor), states):
+        if state is not None: o.load_state_dict(state)
     return history
 
 def _observe(run, row):
     "Asks the monitor, on rank 0; all others take over what it says"
     def ask():
         with in_mode(run.model, "eval"): run.monitor(run.model, row)
-        return row, run.monitor.state_dict() if hasattr(run.monitor, "state_dict") else None
-    said, state = on_rank_0(ask)
+        state = run.monitor.state_dict() if hasattr(run.monitor, "state_dict") else None
+        return {k: _number(k, v) for k, v in row.items()}, state, bool(getattr(run.monitor, "stopped", False))
+    said, state, run.stopped = on_rank_0(ask)
     row.update(said)
     if group()[0] and state is not None: run.monitor.load_state_dict(state)
+
+def _number(name, v):
+    if isinstance(v, torch.Tensor) and v.ndim == 0: v = v.item()
+    if isinstance(v, numbers.Real): return v if isinstance(v, int) else float(v)
+    raise TypeError(f"monitor must put numbers into the row, got {name}={v!r}")
 
 @contextlib.contextmanager
 def _told(run):
@@ -499,7 +532,7 @@ def _told(run):
 
 def _accuracy(model, test, device):
     hits = lambda i: torch.cat([correct(model, test.x[j].to(device), test.y[j].to(device)) for j in i.split(1000)])
-    return on_shards(hits, torch.arange(len(test), device=test.x.device)).double().mean().item()
+    return on_shards(hits, torch.arange(len(test), device=test.x.device)).cpu().double().mean().item()
 
 @contextlib.contextmanager
 def _writer(folder, run):
@@ -507,12 +540,11 @@ def _writer(folder, run):
     if folder is None or group()[0]:
         yield lambda row: None
         return
-    try: from torch.utils.tensorboard import SummaryWriter
-    except ImportError as e: raise ImportError("tensorboard= needs the package: pip install tensorboard") from e
+    from torch.utils.tensorboard import SummaryWriter
     with SummaryWriter(str(folder), purge_step=run.epoch + 1) as writer:
         yield lambda row: [writer.add_scalar(k, v, row["epoch"]) for k, v in row.items() if k != "epoch"]
 
-# %% ../nbs/library/07_training.ipynb #61fea175
+# %% ../nbs/library/07_training.ipynb #5ad46f9d
 def _bar(progress, run, epochs):
     steps, replays = run.feed.steps(), getattr(run.objective, "replays", 1)
     total = None if steps is None else epochs * steps * replays
@@ -539,14 +571,24 @@ def _reals(**values):
             raise ValueError(f"{name} must be {allowed}, got {v!r}")
     return {name: float(v) for name, v in values.items()}
 
-def _check_choices(compile, nonfinite, augment, monitor):
+def _check_choices(compile, nonfinite, augment, monitor, tensorboard):
     if not isinstance(compile, bool): raise ValueError(f"compile must be True or False, got {compile!r}")
     if nonfinite not in ("stop", "skip"): raise ValueError(f"nonfinite must be 'stop' or 'skip', got {nonfinite!r}")
     for name, f in dict(augment=augment, monitor=monitor).items():
         if f is None or callable(f) and not isinstance(f, type): continue
         raise TypeError(f"{name} must be None or a function, got {f!r}")
+    if tensorboard is None: return
+    if not isinstance(tensorboard, (str, os.PathLike)):
+        raise TypeError(f"tensorboard must be a path, got {type(tensorboard).__name__}")
+    try: import torch.utils.tensorboard
+    except ImportError as e: raise ImportError("tensorboard= needs the package: pip install tensorboard") from e
 
-# %% ../nbs/library/07_training.ipynb #4d86d237
+# %% ../nbs/library/07_training.ipynb #102facc5
+def _unusual(device, nonfinite):
+    "Settings that a checkpoint names only where they are not the usual ones"
+    said = dict(processes=(group()[1], 1), device=(device.type, "cpu"), nonfinite=(nonfinite, "stop"))
+    return {k: v for k, (v, usual) in said.items() if v != usual}
+
 def _device(device):
     picked = pick_device(device)
     if picked.type == "meta": raise ValueError("device must be one that computes, got 'meta', which holds no values")
@@ -565,8 +607,12 @@ def _file(checkpoint, resume):
 def _bfloat16(precision, device):
     allowed = ("auto", "float32", "bfloat16")
     if precision not in allowed: raise ValueError(f"precision must be one of {allowed}, got {precision!r}")
-    if precision == "auto": return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if precision == "auto": return device.type == "cuda" and _has_bfloat16(device)
     return precision == "bfloat16"
+
+def _has_bfloat16(device):
+    "Does the device compute in it? PyTorch also says yes where it would only imitate it."
+    return torch.cuda.is_bf16_supported() and (torch.version.hip or torch.cuda.get_device_capability(device)[0] >= 8)
 
 def _splits(data, device):
     "What to train on and, or None, to test on; a split on the device where there is room"
@@ -578,19 +624,30 @@ def _splits(data, device):
     if not hasattr(train, "__iter__") or isinstance(train, (str, dict, torch.Tensor)):
         raise TypeError("data must be a Data such as load('mnist5k'), robust_nb.data.Split(x, y), or an iterable of "
                         f"batches (x, y), got {type(data).__name__}")
-    if iter(train) is train: raise TypeError("data must be iterable anew in each epoch, as a list or a DataLoader, "
+    if hasattr(train, "__next__"): raise TypeError("data must be iterable anew in each epoch, as a list or a DataLoader, "
                                              f"got {type(data).__name__}, which can be walked through once")
-    sampler = getattr(train, "sampler", None)
-    if group()[1] > 1 and sampler is not None and not hasattr(sampler, "num_replicas"):
-        raise ValueError("data must give each process its own samples: give the DataLoader a DistributedSampler")
     return train, None
+
+def _check_loader(feed, path):
+    "Raises `ValueError` where a loader would give ranks the same samples or other numbers of steps, or cannot be resumed"
+    if feed.split: return
+    if path and getattr(feed.data, "persistent_workers", False):
+        raise ValueError("data must not be a DataLoader with persistent_workers=True where checkpoint= is given: "
+                         "the state of its workers cannot be kept")
+    if group()[1] == 1: return
+    shares = [(o.rank, o.num_replicas) for o in feed.samplers() if hasattr(o, "num_replicas")]
+    if getattr(feed.data, "sampler", None) is not None and group() not in shares:
+        raise ValueError("data must give each process its own samples: a DataLoader needs a DistributedSampler of rank "
+                         f"{group()[0]} of {group()[1]}, made in this process, got {shares or 'none'}")
+    steps = gather(feed.steps())
+    if len(set(steps)) > 1: raise ValueError(f"data must have as many batches in each process, got {steps}")
 
 def _resident(split, device):
     "The split on the device, unless it would take more than half of what is free there"
     if device.type != "cuda" or split.x.nbytes < torch.cuda.mem_get_info(device)[0] / 2: return split.to(device)
     return split
 
-# %% ../nbs/library/07_training.ipynb #5df86f7a
+# %% ../nbs/library/07_training.ipynb #31969000
 def _check_types(model, objective):
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -600,21 +657,22 @@ def _check_types(model, objective):
         raise TypeError(f"objective must be called as objective(model, x, y, index), as Standard(), got {objective!r}")
 
 @contextlib.contextmanager
-def _as_found(model, generators):
-    "After the block modes, layout of weights and random number generators are as they were, and no gradient is left"
+def _as_found(model, generators, objective):
+    "After the block modes, layout and generators are as they were, no gradient is left, and the objective is told"
     plain = [p for p in model.parameters() if p.is_contiguous()]
     modes, states = [(m, m.training) for m in model.modules()], [g.get_state() for g in generators]
     if not model.training: model.train()         # else its modules know best: a frozen BatchNorm stays frozen
     try: yield
     finally:
+        if hasattr(objective, "finish"): objective.finish()
         for m, mode in modes: m.training = mode
         for p in model.parameters(): p.grad = None
         for p in plain: p.data = p.data.contiguous()      # not left as `channels_last`, which refuses `view`
         for g, s in zip(generators, states): g.set_state(s)
 
-# %% ../nbs/library/07_training.ipynb #95443ace
+# %% ../nbs/library/07_training.ipynb #d3b866e4
 def _check_fit(model, train, test, batch_size, augment, device):
-    "Raises unless model and data fit together; gives convolutions the memory layout that they want"
+    "All samples, or the first batch. Raises unless they fit the model, whose layout is set for convolutions."
     split = isinstance(train, Split)
     x, y = (train.x, train.y) if split else _first(train)
     few = x[:2].to(device)
@@ -625,9 +683,10 @@ def _check_fit(model, train, test, batch_size, augment, device):
     if test is not None and (test.x.shape[1:], test.x.dtype) != (x.shape[1:], x.dtype):
         raise ValueError("data.test.x must have the shape of data.train.x but for n, and its type, "
                          f"got {tuple(test.x.shape)} and {test.x.dtype}")
-    if augment is not None: _check_augmented(augment(few), few)
+    if augment is not None: _check_augmented(augment(few.clone()), few)
     if split: _check_last_batch(model, few[:1], len(train), batch_size)
     _channels_last(model, few)
+    return (x, y) if split else (x.to(device), y.to(device))
 
 def _first(batches):
     for batch in batches: return _pair(batch)
@@ -638,17 +697,16 @@ def _check_augmented(new, x):
     got = f"{tuple(new.shape)} and {new.dtype}" if isinstance(new, torch.Tensor) else type(new).__name__
     raise ValueError(f"augment must return what it was given, changed: {tuple(x.shape)} and {x.dtype}, got {got}")
 
-def _begin(objective, monitor, train, device):
+def _begin(objective, monitor, x, y):
     replays = getattr(objective, "replays", 1)
     if isinstance(replays, bool) or not isinstance(replays, int) or replays < 1:
         raise ValueError(f"objective.replays must be an integer of at least 1, got {replays!r}")
-    if hasattr(objective, "prepare"): objective.prepare(*_prepared(train, device))
+    if hasattr(objective, "prepare"): objective.prepare(x, y)
     if hasattr(objective, "on_epoch"): objective.on_epoch(0)
     if hasattr(monitor, "prepare"): monitor.prepare()
 
-def _prepared(train, device):
-    "All there is to see before the first step"
-    return (train.x, train.y) if isinstance(train, Split) else (a.to(device) for a in _first(train))
+def _seed(generators, seed):
+    for g in generators: g.manual_seed((seed + group()[0] * 1_000_003) % (1 << 63))
 
 def _check_last_batch(model, one, n, batch_size):
     "Raises `ValueError` where some batch has one sample only, and the model refuses that, as batch normalisation does"
@@ -669,7 +727,7 @@ def _classes(model, x):
     check_logits(logits, len(x), values=x.isfinite().all())    # of NaN in the data the model is not to blame
     return logits.shape[1]
 
-# %% ../nbs/library/07_training.ipynb #e5dec6d5
+# %% ../nbs/library/07_training.ipynb #a3e1ce2b
 def _channels_last(model, x):
     "The layout that is faster for convolutions; not where the model calls `view`, which may refuse it, or is 3-d"
     if {p.ndim for p in model.parameters()} & {4, 5} != {4}: return
@@ -678,5 +736,5 @@ def _channels_last(model, x):
 
 def _check_finite(model, row, path):
     kept = f"; {path} holds the state before this epoch" if path else ""
-    if all(bool(p.isfinite().all()) for p in model.parameters()): return
+    if all(bool(a.isfinite().all()) for a in (*model.parameters(), *model.buffers())): return
     raise FloatingPointError(f"a weight is not finite after epoch {row['epoch']}: try a smaller lr{kept}")

@@ -85,7 +85,7 @@ def _check_counts(least, **counts):
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {n!r}")
 
-# %% ../nbs/library/17_variants.ipynb #54becb32
+# %% ../nbs/library/17_variants.ipynb #bb55df95
 class Free(Robust):
     "(1/n) Σᵢ J(θ, xᵢ + Δᵢ, yᵢ), where Δ takes its ascent step in the backward pass of the descent step"
     def __init__(self,
@@ -115,24 +115,33 @@ class Free(Robust):
     ):
         "The mean cross-entropy at x + Δ, a scalar. Its backward pass moves Δ, which then lies in U (∩ box)."
         check_labels(y, len(x))
-        U, start = self.at(), torch.zeros_like(x)
-        if self.delta is not None:
-            kept = self.delta[:len(x)].to(x)
-            start[:len(kept)] = kept
-            start = U.project(start, x, self.box, check=False)
-        leaf = shift(x, start, self.box).detach().requires_grad_()
-        if torch.is_grad_enabled(): leaf.register_hook(lambda g: self._ascend(U, x, leaf.detach(), g))
+        U, box, kept = self.at(), self._box(x), self._kept(x)
+        moved = shift(x, U.project(kept[:len(x)], x, box, check=False), box).detach()
+        leaf = moved.detach().requires_grad_()
+        if torch.is_grad_enabled(): leaf.register_hook(lambda g: self._ascend(U, box, x, moved, kept, g))
         logits = logits_of(model, leaf)
         check_labels(y, len(x), logits.shape[1], wait=False)
         loss = cross_entropy(logits, y).mean()
         loss.logs = dict(accuracy=(logits.detach().argmax(1) == y).float().mean())
         return loss
 
-    def _ascend(self, U, x, moved, grad):
-        "Δ after one steepest ascent step from `moved`, projected back"
+    def _box(self, x):
+        "The box, as tensors like `x` where it has any"
+        if self.box is None or not any(isinstance(b, torch.Tensor) for b in self.box): return self.box
+        return tuple(torch.as_tensor(b).to(x) for b in self.box)
+
+    def _kept(self, x):
+        "Δ of the last batch, filled up with zeros where there were fewer samples"
+        if self.delta is None: return torch.zeros_like(x)
+        return torch.cat([self.delta.to(x), x.new_zeros(max(0, len(x) - len(self.delta)), *x.shape[1:])])
+
+    def _ascend(self, U, box, x, moved, kept, grad):
+        "Δ after one steepest ascent step from `moved`, projected back; as it was where there is no gradient, or no finite"
         with torch.no_grad():
-            delta = moved - x + U.steepest_ascent(grad, moved, self.box, check=False)
-            self.delta = U.project(delta, x, self.box, check=False)
+            good = (grad.isfinite().flatten(1).all(1) & (grad != 0).flatten(1).any(1)).view(-1, *[1] * (x.ndim - 1))
+            delta = moved - x + U.steepest_ascent(torch.where(good, grad, 0), moved, box, check=False)
+            delta = torch.where(good, U.project(delta, x, box, check=False), kept[:len(x)])
+            self.delta = torch.cat([delta, kept[len(x):]])
 
     def perturbed(self, model, x, y, index=None):
         "Not defined: Δ comes with the backward pass. Raises `NotImplementedError`."

@@ -16,6 +16,7 @@ from robust_nb.data import CropFlip, Data, Split, load
 from robust_nb.evaluation import accuracy, robust_accuracy
 from robust_nb.models import MNISTNet
 from robust_nb.objectives import AdversarialMix, Robust, Standard, Surrogate
+from robust_nb.perturbation import log_odds
 from robust_nb.training import History, fit, memory_kept
 from robust_nb.uncertainty import L1, L2, Linf
 from robust_nb.variants import Free, Monitor
@@ -328,7 +329,7 @@ class NoWaiting(TorchDispatchMode):
         return f(*args, **(kwargs or {}))
 
 SETS = [S(r) for S in (Linf, L2, L1) for r in (0.1, torch.linspace(0, 1, 37))]
-OBJECTIVES = [Standard(), *(Robust(U, **kw) for U in SETS for kw in ({}, dict(steps=3), dict(box=None), dict(random_start=True, restarts=2, steps=2, step_size=0.05))), AdversarialMix(Linf(0.1)), AdversarialMix(L2(0.1), 0), Surrogate(Linf(0.1))]
+OBJECTIVES = [Standard(), Free(Linf(0.1), replays=1), Free(L2(0.5), replays=1, box=None), Robust(Linf(0.1), warm_up=1, random_start=True, keep="last"), *(Robust(U, **kw) for U in SETS for kw in ({}, dict(steps=3), dict(box=None), dict(random_start=True, restarts=2, steps=2, step_size=0.05))), AdversarialMix(Linf(0.1)), AdversarialMix(L2(0.1), 0), Surrogate(Linf(0.1))]
 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 def test_a_step_waits_for_nothing(monkeypatch, half):
@@ -608,9 +609,41 @@ class Bad(Standard):
         self.calls += 1
         return super().__call__(*args) * (self.value if self.calls in self.at else 1.)
 
+class BadInside(nn.Module):
+    "Passes x on, and NaN at some of its calls in train mode, before the layers that keep statistics"
+    def __init__(self, *at): super().__init__(); self.at, self.calls = at, 0
+    def forward(self, x):
+        self.calls += self.training
+        return x * float("nan") if self.training and self.calls in self.at else x
+
+@pytest.mark.parametrize("U", [Linf(0.1), L2(0.5)], ids=str)
+def test_statistics_survive_a_bad_step_and_robust_training_goes_on(U):
+    moved = []
+    class Spy(Robust):
+        def perturbed(self, model, x, y, index=None): new = super().perturbed(model, x, y, index); moved.append((new - x).abs().max().item()); return new
+    model, history = train(Spy(U, box=None), model=nn.Sequential(BadInside(3), conv(dropout=0.)), nonfinite="skip")
+    assert history.column("skipped") == [1, 0, 0] and all(b.isfinite().all() for b in model.buffers()) and min(moved) > 0.05
+    assert model[1][1].num_batches_tracked == 14
+
+def test_statistics_of_a_run_that_stops_are_those_before_the_bad_step(tmp_path):
+    model = nn.Sequential(BadInside(7), conv(dropout=0.))
+    with pytest.raises(FloatingPointError, match="the loss is nan in epoch 2, step 7"): train(model=model, checkpoint=tmp_path)
+    good = by_hand((), steps=6, model=conv(dropout=0.))
+    for k, v in good.state_dict().items(): assert torch.equal(model.state_dict()[f"1.{k}"], v) and torch.equal(load_checkpoint(tmp_path/"nonfinite.pt")["model"][f"1.{k}"], v), k
+
+@pytest.mark.parametrize("U", [Linf(0.1), L2(0.5)], ids=str)
+def test_free_survives_a_bad_step(U):
+    class Bad(Free):
+        calls = 0
+        def __call__(self, *args): self.calls += 1; return super().__call__(*args) * (float("nan") if self.calls == 7 else 1.)
+    objective = Bad(U, replays=2)
+    _, history = train(objective, nonfinite="skip")
+    assert sum(history.column("skipped")) == 1 and objective.delta.isfinite().all() and (objective.delta != 0).any()
+
 def by_hand(skipped, steps=15, model=None):
     "The weights after so many steps of `fit`'s defaults here, some of them left out"
-    data, model, order = some(), (model or conv(dropout=0.)).train(), torch.Generator().manual_seed(0)
+    data, order = some(), torch.Generator().manual_seed(0)
+    model = (model or conv(dropout=0.)).train().to(memory_format=torch.channels_last)
     opt = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-3, fused=True)
     batches = [b for epoch in range(3) for b in data.batches(8, generator=order)]
     for t, (x, y, index) in enumerate(batches[:steps]):
@@ -665,8 +698,8 @@ def test_a_long_epoch_is_looked_at_once_in_a_hundred_steps(monkeypatch):
 def loader(shuffle=True, generator=None, n=37): data = some(n); return DataLoader(TensorDataset(data.x, data.y), batch_size=8, shuffle=shuffle, generator=generator)
 
 def test_a_loader_gives_what_a_split_gives():
-    a, ha = train(Robust(Linf(0.1)), data=loader(shuffle=False))
-    b, hb = train(Robust(Linf(0.1)), shuffle=False)
+    a, ha = train(Robust(Linf(0.1)), data=loader(shuffle=False), model=conv(dropout=0.))       # a loader draws too
+    b, hb = train(Robust(Linf(0.1)), shuffle=False, model=conv(dropout=0.))
     assert same(a, b) and rows(ha) == rows(hb)
 
 @pytest.mark.parametrize("generator", [lambda: None, torch.Generator], ids=["global", "own"])
@@ -678,7 +711,7 @@ def test_a_run_over_a_loader_is_resumed(tmp_path, generator):
     with pytest.raises(KeyboardInterrupt): train(Cut(objective, 8), data=loader(generator=generator()), checkpoint=tmp_path)
     model, resumed = train(Cut(objective), model=conv(3), data=loader(generator=generator()), checkpoint=tmp_path, resume=True)
     assert same(model, whole) and rows(resumed) == rows(history)
-    with pytest.raises(ValueError, match="data was 'DataLoader of 5 batches', now 'DataLoader of 6 batches'"): train(objective, epochs=4, data=loader(n=45), checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="data was 'DataLoader of 5 batches, . generators', now 'DataLoader of 6 batches, 0 generators'"): train(objective, epochs=4, data=loader(n=45), checkpoint=tmp_path, resume=True)
 
 def test_a_loader_s_generator_and_sampler():
     g = torch.Generator().manual_seed(9)
@@ -712,6 +745,31 @@ def test_augmented_runs_repeat_and_resume(tmp_path):
     assert same(model, whole) and rows(resumed) == rows(history)
     for other in (None, CropFlip(1), lambda x: x): 
         with pytest.raises(ValueError, match="augment was"): train(**kw | dict(augment=other), epochs=4, checkpoint=tmp_path, resume=True)
+
+def test_an_augmentation_in_place_leaves_the_data_alone():
+    data = some()
+    before, batches = data.x.clone(), [(data.x[:20], data.y[:20])]
+    train(data=data, augment=lambda x: x.mul_(0.5)); train(data=batches, augment=lambda x: x.mul_(0.5))
+    assert torch.equal(data.x, before)
+
+def test_every_generator_of_a_loader_counts():
+    data = some()
+    def trained(seed):
+        sampler = torch.utils.data.RandomSampler(data, generator=torch.Generator())
+        return train(data=DataLoader(TensorDataset(data.x, data.y), batch_sampler=torch.utils.data.BatchSampler(sampler, 8, False)), seed=seed, model=conv(dropout=0.))[0]
+    assert same(trained(1), trained(1)) and not same(trained(1), trained(2))
+
+def test_a_loader_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    train(data=loader())
+    assert torch.equal(torch.get_rng_state(), before)
+
+def test_workers_that_persist(tmp_path):
+    data = some()
+    make = lambda: DataLoader(TensorDataset(data.x, data.y), batch_size=8, shuffle=True, num_workers=1, persistent_workers=True)
+    with pytest.raises(ValueError, match="persistent_workers=True where checkpoint= is given"): train(data=make(), checkpoint=tmp_path)
+    a, b = (train(data=make(), epochs=2)[0] for _ in range(2))
+    assert same(a, b)
 
 # What is watched
 
@@ -769,6 +827,28 @@ def test_a_monitor_warns_once(monkeypatch, one, projected, warns):
         train(monitor=Monitor(some(seed=1), Linf(0.1)))
     assert len(said) == warns and all("catastrophic overfitting? In epoch 1" in str(w.message) for w in said)
 
+def test_what_a_monitor_may_say(tmp_path):
+    def monitor(model, row): row.update(a=torch.tensor(1.5), b=np.float32(2.5), c=3)
+    train(monitor=monitor, epochs=1, checkpoint=tmp_path)
+    _, history = train(monitor=monitor, epochs=2, checkpoint=tmp_path, resume=True)
+    assert [history.column(k) for k in "abc"] == [[1.5] * 2, [2.5] * 2, [3] * 2]
+    for v in ("x", None, torch.ones(2), [1]):
+        with pytest.raises(TypeError, match="monitor must put numbers into the row, got a="): train(monitor=lambda model, row: row.update(a=v))
+
+def test_a_monitor_with_other_samples_is_another_run(tmp_path):
+    train(monitor=Monitor(some(seed=1), Linf(0.1)), epochs=1, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="digest of the monitor was"): train(monitor=Monitor(some(seed=2), Linf(0.1)), epochs=2, checkpoint=tmp_path, resume=True)
+
+def test_after_a_warm_up_the_radius_is_whole():
+    objective = Robust(Linf(0.1), warm_up=4)
+    train(objective, epochs=2)
+    assert objective.at().radius == 0.1
+    with pytest.raises(KeyboardInterrupt): train(Hurts(Linf(0.1), warm_up=4))
+    assert Hurts.last.at().radius == 0.1
+
+class Hurts(Robust):
+    def __call__(self, *args): Hurts.last = self; assert self.at().radius == pytest.approx(0.02); raise KeyboardInterrupt
+
 def test_a_monitor_leaves_the_run_alone():
     a, ha = train(Robust(Linf(0.1), random_start=True))
     b, hb = train(Robust(Linf(0.1), random_start=True), monitor=Monitor(some(seed=1), Linf(0.1)))
@@ -783,9 +863,11 @@ def test_tensorboard(tmp_path):
     assert set(read.Tags()["scalars"]) == {"loss", "accuracy", "seconds"}
     assert [e.step for e in read.Scalars("loss")] == [1, 2, 3] and [e.value for e in read.Scalars("loss")] == pytest.approx(history.column("loss"), rel=1e-6)
 
-def test_tensorboard_that_is_missing(monkeypatch):
+def test_tensorboard_that_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match="pip install tensorboard"): train(tensorboard="logs")
+    with pytest.raises(ImportError, match="pip install tensorboard"): train(tensorboard="logs", checkpoint=tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(TypeError, match="tensorboard must be a path, got bool"): train(tensorboard=True)
 
 def test_compiled():
     a, b = train(Robust(Linf(0.1)), compile=True, model=conv(dropout=0.))[0], train(Robust(Linf(0.1)), model=conv(dropout=0.))[0]
@@ -810,7 +892,7 @@ def test_running_statistics_are_those_of_the_documented_policy(mode):
         opt.param_groups[0]["lr"] = 0.05 / (1 + 5e-6 * t)
         twin = copy.deepcopy(by_hand).train(mode == "train")
         leaf = x.clone().requires_grad_()
-        grad, = torch.autograd.grad(F.cross_entropy(twin(leaf), y, reduction="sum"), leaf)
+        grad, = torch.autograd.grad(log_odds(twin(leaf), y).sum(), leaf)
         loss = F.cross_entropy(by_hand((x + 0.1 * grad.sign()).clamp(0, 1)), y)
         opt.zero_grad(); loss.backward(); opt.step()
     for k in ("running_mean", "running_var", "num_batches_tracked"): torch.testing.assert_close(getattr(model[1], k), getattr(by_hand[1], k))
