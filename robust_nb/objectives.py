@@ -39,7 +39,7 @@ class Standard:
 
     def __repr__(self): return f"{type(self).__name__}()"
 
-# %% ../nbs/library/02_objectives.ipynb #15e0effd
+# %% ../nbs/library/02_objectives.ipynb #2c2df963
 class Robust(Standard):
     "(1/n) Σᵢ J(θ, xᵢ + Δ̂ᵢ, yᵢ) with Δ̂ᵢ found by ascent and then held constant: Algorithm 1"
     def __init__(self,
@@ -61,14 +61,14 @@ class Robust(Standard):
         "The whole radius again, after training"
         self.share = 1.
 
-    def at(self, index=None):
+    def sets(self, index=None):
         "The sets of the samples `index` in this epoch"
         return self.U.at(index) if self.share == 1 else self.U.at(index).scaled(self.share)
 
     def perturbed(self, model, x, y, index=None):
         "x + Δ̂: what the descent step sees; arguments as in a call"
         _check_shared(self.box, x)
-        return perturb(model, x, y, self.at(index), box=self.box, check=False, **self.solver)
+        return perturb(model, x, y, self.sets(index), box=self.box, check=False, **self.solver)
 
     def __call__(self,
         model,      # maps x to logits of shape (n, K)
@@ -138,7 +138,7 @@ def prepare(self:Robust,
     if n != len(x): raise ValueError(f"radius has {n} values, one per sample, but there are {len(x)} training samples")
     self.U = self.U.with_radius(self.U.radius.to(x.device))
 
-# %% ../nbs/library/02_objectives.ipynb #7153768b
+# %% ../nbs/library/02_objectives.ipynb #1d0d65e2
 class Surrogate(Robust):
     "(1/n) Σᵢ J(θ, xᵢ, yᵢ) + max ⟨∇ₓJ, Δ⟩ over Uᵢ (∩ box): equation (15), J + r‖∇ₓJ‖* without a box"
     def __init__(self,
@@ -164,7 +164,7 @@ class Surrogate(Robust):
             value = cross_entropy(logits, y)
             grad, = torch.autograd.grad(value.sum(), leaf, create_graph=True)
         wide = grad.detach().to(value.dtype), x.to(value.dtype)           # float32 or better
-        delta = self.at(index).steepest_ascent(*wide, self.box, check=False)
+        delta = self.sets(index).steepest_ascent(*wide, self.box, check=False)
         loss = (value + (grad * delta).flatten(1).sum(1)).mean()
         loss.logs = dict(accuracy=_accuracy(logits, y))
         return loss

@@ -85,7 +85,7 @@ def _check_counts(least, **counts):
         if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {n!r}")
 
-# %% ../nbs/library/17_variants.ipynb #bb55df95
+# %% ../nbs/library/17_variants.ipynb #c6864417
 class Free(Robust):
     "(1/n) Σᵢ J(θ, xᵢ + Δᵢ, yᵢ), where Δ takes its ascent step in the backward pass of the descent step"
     def __init__(self,
@@ -115,7 +115,7 @@ class Free(Robust):
     ):
         "The mean cross-entropy at x + Δ, a scalar. Its backward pass moves Δ, which then lies in U (∩ box)."
         check_labels(y, len(x))
-        U, box, kept = self.at(), self._box(x), self._kept(x)
+        U, box, kept = self.sets(), self._box(x), self._kept(x)
         moved = shift(x, U.project(kept[:len(x)], x, box, check=False), box).detach()
         leaf = moved.detach().requires_grad_()
         if torch.is_grad_enabled(): leaf.register_hook(lambda g: self._ascend(U, box, x, moved, kept, g))

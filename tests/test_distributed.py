@@ -36,7 +36,7 @@ def everything():
     "In a group or alone: models and histories of all objectives, with a monitor too; the last batch has one sample"
     found = {k: train(o()) for k, o in OBJECTIVES.items()}
     monitor = Monitor(load("mnist5k", device="cpu").train[500:600], Linf(0.1), patience=2)
-    found["monitor"] = train(Robust(Linf(0.1)), epochs=30, monitor=monitor, lr=0.1)
+    found["monitor"] = train(Robust(Linf(0.1)), epochs=60, monitor=monitor, lr=0.03)
     agree = gather([[p.detach() for p in model.parameters()] for model, _ in found.values()])
     assert all(torch.equal(p, q) for other in agree for a, b in zip(agree[0], other) for p, q in zip(a, b))
     assert all(h == rows(found["robust"][1]) for h in gather(rows(found["robust"][1])))
@@ -48,7 +48,7 @@ def test_two_processes_do_what_one_does():
         assert difference(model, alone[k][0]) < 1e-5, k
         assert len(history) == len(alone[k][1]) and list(history[0]) == list(alone[k][1][0])
         for a, b in zip(rows(history), rows(alone[k][1])): assert a == pytest.approx(b, abs=1e-4), k
-    assert len(together["monitor"][1]) < 30
+    assert len(together["monitor"][1]) < 60
 
 def fifty():
     "In a group or alone: the paper's net after 50 steps, and a dense one; in float32, where the sign of a tiny gradient depends on rounding, and in float64"

@@ -842,12 +842,12 @@ def test_a_monitor_with_other_samples_is_another_run(tmp_path):
 def test_after_a_warm_up_the_radius_is_whole():
     objective = Robust(Linf(0.1), warm_up=4)
     train(objective, epochs=2)
-    assert objective.at().radius == 0.1
+    assert objective.sets().radius == 0.1
     with pytest.raises(KeyboardInterrupt): train(Hurts(Linf(0.1), warm_up=4))
-    assert Hurts.last.at().radius == 0.1
+    assert Hurts.last.sets().radius == 0.1
 
 class Hurts(Robust):
-    def __call__(self, *args): Hurts.last = self; assert self.at().radius == pytest.approx(0.02); raise KeyboardInterrupt
+    def __call__(self, *args): Hurts.last = self; assert self.sets().radius == pytest.approx(0.02); raise KeyboardInterrupt
 
 def test_a_monitor_leaves_the_run_alone():
     a, ha = train(Robust(Linf(0.1), random_start=True))
