@@ -31,7 +31,7 @@ setuptools.setup(
     package_data={cfg['lib_path']: ['py.typed', 'pretrained/*']},
     include_package_data=True,
     install_requires=shlex.split(cfg.get('requirements', '')),
-    extras_require={o: shlex.split(cfg.get(f'{o}_requirements', '')) for o in ('dev', 'lightning', 'fastai')},
+    extras_require={o: shlex.split(cfg.get(f'{o}_requirements', '')) for o in ('dev', 'lightning', 'fastai', 'tensorboard')},
     python_requires='>='+cfg['min_python'],
     long_description=open('README.md', encoding='utf-8').read(),
     long_description_content_type='text/markdown',

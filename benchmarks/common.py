@@ -1,5 +1,5 @@
 "What the benchmarks share: the machine in words, repeated timing of several sides in turn, ratios with their spread"
-import json, os, platform, statistics, time
+import json, os, platform, shlex, statistics, sys, time
 from datetime import datetime, timezone
 from importlib.metadata import version
 
@@ -27,8 +27,8 @@ def require(name, wanted):
 
 
 def keep(out, **said):
-    "Writes what was measured to the file `out`, if it is given, with machine and date, for the page on speed"
-    said = dict(machine=machine(), date=datetime.now(timezone.utc).strftime("%d %B %Y"), **said)
+    "Writes what was measured to the file `out`, if it is given, with command, machine and date (UTC), for the page on speed"
+    said = dict(command=shlex.join(["python", *sys.argv]), machine=machine(), date=datetime.now(timezone.utc).strftime("%d %B %Y")) | said
     if out: write_atomically(out, (json.dumps(said, indent=1, ensure_ascii=False) + "\n").encode())
     return said
 

@@ -1,5 +1,5 @@
 """Seconds per epoch of robust training: ours, a plain PyTorch loop with torchattacks, ART's adversarial trainer, and standard training beside them.
-All sides train the same net with the same data, batch, optimiser and radius, from the same initial weights per seed; the libraries shuffle by themselves.
+All sides train the same net with the same data, batch, optimiser and radius, from the same initial weights per seed; ART shuffles by itself.
 They take turns, one epoch each, so that a busy machine slows all of them. Then: is the accuracy the same? Clean, under one exact step, under 10 steps.
 MNIST: the paper's net, pixel recipe, ℓ∞ r = 0.055. Ours is `MNISTNet`; peers get the same net as one writes it from its description, which computes the same function.
 CIFAR-10: `CIFARNet`, the same module for all, ℓ∞ r = 8/255, no augmentation, times only.
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from common import keep, ratio, require, written_out
+from scipy.stats import t
 
 warnings.filterwarnings("ignore", category=FutureWarning)
 logging.getLogger("art").setLevel(logging.ERROR)
@@ -25,9 +26,6 @@ from robust_nb import models
 from robust_nb.objectives import Robust, Standard
 from robust_nb.training import fit
 from robust_nb.uncertainty import Linf
-
-T975 = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776}    # Student's t for a 95 % interval, by the number of seeds
-
 
 class Ours:
     "`fit`, one more epoch at each call; the seconds are those that its history reports"
@@ -103,7 +101,7 @@ RATIOS = (("robust ÷ standard, ours, float32", "ours, Algorithm 1, float32", "o
 def interval(a, b):
     "Mean of the paired differences a − b over the seeds, and the half width of its 95 % interval"
     d = [x - y for x, y in zip(a, b)]
-    return statistics.mean(d), T975.get(len(d), 2.) * statistics.stdev(d) / math.sqrt(len(d)) if len(d) > 1 else math.nan
+    return statistics.mean(d), t.ppf(0.975, len(d) - 1) * statistics.stdev(d) / math.sqrt(len(d)) if len(d) > 1 else math.nan
 
 
 def report(said):
@@ -142,16 +140,16 @@ def main():
         trainers = sides(train, seed, radius, batch, *make)
         for k in trainers: said["seconds"].setdefault(k, []).append([])
         for epoch in range(a.epochs):
-            for k, t in trainers.items(): said["seconds"][k][-1].append(round(t.epoch(), 3))
+            for k, side in trainers.items(): said["seconds"][k][-1].append(round(side.epoch(), 3))
             spent = sum(v[-1][-1] for v in said["seconds"].values())
             print(f"seed {seed}, epoch {epoch + 1}: {spent:.0f} s for all sides", flush=True)
             flat = {k: [s for o in v for s in o] for k, v in said["seconds"].items()}
             if len(flat["ART trainer"]) > 1: said["ratios"] = {k: [round(v, 3) for v in ratio(flat[num], flat[den])] for k, num, den in RATIOS}
             keep(a.out, **said)
-        assert all(p.isfinite().all() for t in trainers.values() for p in t.net.parameters())
+        assert all(p.isfinite().all() for side in trainers.values() for p in side.net.parameters())
         if cifar: continue
-        for k, t in trainers.items():
-            found = {"clean": accuracy(t.net, x, y), "one step": robust_accuracy(t.net, x, y, U), "10 steps": robust_accuracy(t.net, x, y, U, steps=10)}
+        for k, side in trainers.items():
+            found = {"clean": accuracy(side.net, x, y), "one step": robust_accuracy(side.net, x, y, U), "10 steps": robust_accuracy(side.net, x, y, U, steps=10)}
             for m, v in found.items(): said["accuracy"].setdefault(k, {}).setdefault(m, []).append(round(100 * v, 3))
     for mine in ("float32", "bfloat16"):
         for peer in ("torchattacks loop", "ART trainer"):

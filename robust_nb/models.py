@@ -110,7 +110,8 @@ def _check_images(x, shape=None, where=""):
 
 # %% ../nbs/library/05_models.ipynb #5197e074
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))    # channels of the convolutions
-RGB_MEAN, RGB_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)                # of CIFAR-10's training images
+RGB_MEAN, RGB_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)    # per channel, of CIFAR-10's training images;
+                                                                          # the usual values, as in cifar10-airbench
 
 class CIFARNet(nn.Module):
     "The paper's CIFAR-10 net: VGG with batch normalisation and dropout, 15.0 million parameters at width 1"

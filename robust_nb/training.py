@@ -544,7 +544,7 @@ def _writer(folder, run):
     with SummaryWriter(str(folder), purge_step=run.epoch + 1) as writer:
         yield lambda row: [writer.add_scalar(k, v, row["epoch"]) for k, v in row.items() if k != "epoch"]
 
-# %% ../nbs/library/07_training.ipynb #5ad46f9d
+# %% ../nbs/library/07_training.ipynb #349d3004
 def _bar(progress, run, epochs):
     steps, replays = run.feed.steps(), getattr(run.objective, "replays", 1)
     total = None if steps is None else epochs * steps * replays
@@ -581,7 +581,7 @@ def _check_choices(compile, nonfinite, augment, monitor, tensorboard):
     if not isinstance(tensorboard, (str, os.PathLike)):
         raise TypeError(f"tensorboard must be a path, got {type(tensorboard).__name__}")
     try: import torch.utils.tensorboard
-    except ImportError as e: raise ImportError("tensorboard= needs the package: pip install tensorboard") from e
+    except ImportError as e: raise ImportError('tensorboard= needs the package: pip install "robust_nb[tensorboard]"') from e
 
 # %% ../nbs/library/07_training.ipynb #102facc5
 def _unusual(device, nonfinite):

@@ -47,7 +47,7 @@ def test_metadata(dist):
     assert re.findall(r'Python :: (3\.\d+)', meta) == ['3.10', '3.11', '3.12', '3.13']
     assert f"\nVersion: {settings()['version']}\n" in meta
     assert re.search(r'^License(-Expression)?: Apache-2.0$', meta, re.M)
-    assert set(re.findall(r'^Provides-Extra: (\S+)$', meta, re.M)) == {'dev', 'lightning', 'fastai'}
+    assert set(re.findall(r'^Provides-Extra: (\S+)$', meta, re.M)) == {'dev', 'lightning', 'fastai', 'tensorboard'}
 
 def test_import_outside_the_checkout(installed):
     said = elsewhere(installed, sys.executable, '-c', 'import importlib, pkgutil, robust_nb\n'

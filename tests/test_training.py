@@ -855,7 +855,6 @@ def test_a_monitor_leaves_the_run_alone():
     assert same(a, b) and ha.column("loss") == hb.column("loss")
 
 def test_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     train(epochs=2, tensorboard=tmp_path/"logs", checkpoint=tmp_path/"run")
     _, history = train(epochs=3, tensorboard=tmp_path/"logs", checkpoint=tmp_path/"run", resume=True)
@@ -865,7 +864,7 @@ def test_tensorboard(tmp_path):
 
 def test_tensorboard_that_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ImportError, match="pip install tensorboard"): train(tensorboard="logs", checkpoint=tmp_path)
+    with pytest.raises(ImportError, match="pip install .robust_nb.tensorboard"): train(tensorboard="logs", checkpoint=tmp_path)
     assert not list(tmp_path.iterdir())
     with pytest.raises(TypeError, match="tensorboard must be a path, got bool"): train(tensorboard=True)
 
