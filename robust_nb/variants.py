@@ -43,7 +43,7 @@ class Monitor:
         extra = "" if repr(self.box) == "(0.0, 1.0)" else f", box={self.box}"
         return f"Monitor({self.held}, {self.U}, steps={self.steps}, patience={self.patience}{extra})"
 
-# %% ../nbs/library/17_variants.ipynb #e579ac86
+# %% ../nbs/library/17_variants.ipynb #2d78fbf4
 @patch
 def __call__(self:Monitor,
     model, # maps x to logits
@@ -57,8 +57,8 @@ def __call__(self:Monitor,
     if not self.warned and one - projected > max(0.2, one / 2):
         self.warned = True
         warnings.warn(f"catastrophic overfitting? In epoch {row['epoch']} accuracy on held-out samples is {one:.1%} "
-                      f"under one step, but {projected:.1%} under {self.steps}: train with more steps, a smaller radius "
-                      "or warm_up=", stacklevel=2)
+                      f"under one step, but {projected:.1%} under {self.steps}: train with a smaller radius, or with "
+                      "more steps and warm_up=", stacklevel=2)
     self.waited = 0 if projected > self.best else self.waited + 1
     if projected <= self.best: return
     self.best = projected
