@@ -2,7 +2,7 @@
 Baseline net as shipped, the 1,000 test digits of mnist5k, box [0, 1], at radii at which the peers' 40 steps flip about half.
 Equal success: the peer takes 40 steps, ours as few as flip no fewer digits. All sides run on the same module and gradients.
     python -m pip install --no-deps --target .peers -r benchmarks/peers.txt
-    PYTHONPATH=.peers python benchmarks/ascent.py [--repetitions 5] [--out FILE.json]"""
+    PYTHONPATH=.peers python benchmarks/ascent.py [--norm linf l2 l1] [--repetitions 5] [--out FILE.json]"""
 import argparse, statistics
 
 import torch
@@ -19,6 +19,7 @@ COUNTS = (3, 5, 7, 10, 14, 20, 28, 40)
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--repetitions", type=int, default=5)
+    p.add_argument("--norm", nargs="+", choices=RADII, default=list(RADII))
     p.add_argument("--out")
     a = p.parse_args()
     data, net = load("mnist5k", device="cpu").test, pretrained("baseline")
@@ -28,7 +29,8 @@ def main():
     print("| norm, radius | peer | peer, 40 steps: misread of 1,000 | ours, 40 steps | peer's time ÷ ours, 40 steps each | ours, k steps: misread | peer's time ÷ ours, k steps | images per second: peer, ours with k |")
     print("|---" * 8 + "|")
     rows = []
-    for norm, r in RADII.items():
+    for norm in a.norm:
+        r = RADII[norm]
         for name, peer in (("torchattacks", by_torchattacks), ("foolbox", by_foolbox)):
             z = peer(net, x, y, norm, r, 40)
             if z is None: continue

@@ -76,7 +76,7 @@ def order(self:Split, shuffle=True, generator=None):
     order = torch.randperm(len(self), generator=generator) if shuffle else torch.arange(len(self))
     return order.to(self.x.device)
 
-# %% ../nbs/library/04_data.ipynb #79767fde
+# %% ../nbs/library/04_data.ipynb #61bc66b6
 @patch
 def hold_out(self:Split,
     n:int,  # samples to set aside, at least 1 and fewer than there are
@@ -84,16 +84,17 @@ def hold_out(self:Split,
 ):
     "Two splits: what is left to train on, and `n` samples that were set aside. Raises `ValueError` for a bad `n`."
     _check_count("n", n)
+    _check_count("seed", seed, least=0)
     if n >= len(self): raise ValueError(f"n must be below {len(self)}, the number of samples, got {n}")
     order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed)).to(self.x.device)
     return self[order[n:].sort().values], self[order[:n].sort().values]
 
-# %% ../nbs/library/04_data.ipynb #125d08f5
+# %% ../nbs/library/04_data.ipynb #f9b9619b
 @patch
 def digest(self:Split):
     "SHA-256 of images and labels, 64 hexadecimal digits: says which samples a number comes from"
     h = hashlib.sha256()
-    for a in (self.x.float(), self.y.long()): h.update(a.cpu().contiguous().numpy())
+    for a in (self.x.detach().float(), self.y.long()): h.update(a.cpu().contiguous().numpy())
     return h.hexdigest()
 
 # %% ../nbs/library/04_data.ipynb #4fbe6652

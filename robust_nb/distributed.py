@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['launch', 'processes', 'join_group', 'part', 'gather', 'on_rank_0', 'on_shards', 'sharded', 'Weighted']
 
-# %% ../nbs/library/16_distributed.ipynb #a641be0a
-import atexit, contextlib, os, queue, signal, subprocess, sys, tempfile, threading, traceback
+# %% ../nbs/library/16_distributed.ipynb #d35bfd1d
+import atexit, codecs, contextlib, os, queue, signal, subprocess, sys, tempfile, threading, traceback
 from pathlib import Path
 import cloudpickle
 import torch
 import torch.distributed as dist
 from .perturbation import perturb
 
-# %% ../nbs/library/16_distributed.ipynb #147fc64f
+# %% ../nbs/library/16_distributed.ipynb #5fc566ac
 def launch(
     f,             # called in each process as f(*args, **kwargs); may be from a notebook
     processes:int, # how many, at least 1
@@ -32,14 +32,16 @@ def launch(
         try: _wait(children, folder)
         finally:
             for child in children: _end(child)
-        with open(Path(folder)/"value", "rb") as file: return cloudpickle.load(file)
+        value = Path(folder)/"value"
+        if not value.is_file(): raise RuntimeError("the process of rank 0 ended before f returned")
+        return cloudpickle.loads(value.read_bytes())
 
-# %% ../nbs/library/16_distributed.ipynb #2b364f01
+# %% ../nbs/library/16_distributed.ipynb #51b6e5dc
 def _start(rank, size, folder):
     "A process that runs `_child`; it does not import the caller's script, which so needs no guard"
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // size))
     env = os.environ | dict(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), OMP_NUM_THREADS=threads,
-                            ROBUST_NB_GROUP=folder, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path))
+                            ROBUST_NB_GROUP=folder, PYTHONPATH=os.pathsep.join(p or os.getcwd() for p in sys.path if isinstance(p, str)))
     code = "from robust_nb.distributed import _child; _child()"
     with open(Path(folder)/f"said-{rank}", "wb") as said:
         pipe = subprocess.PIPE if rank == 0 else said
@@ -70,6 +72,9 @@ def _child():
         value = f(*args, **kwargs)
         if rank == "0":
             with open(folder/"value", "wb") as file: cloudpickle.dump(value, file)
+        if dist.is_initialized(): dist.destroy_process_group()
+        for stream in (sys.stdout, sys.stderr): stream.flush()
+        os._exit(0)          # not through the interpreter's shutdown, which may meet threads of PyTorch that still run
     except BaseException as e:
         (folder/f"error-{rank}").write_bytes(_packed(e))
         os._exit(1)          # at once: a process that waits for others would not end by itself
@@ -85,7 +90,8 @@ def _wait(children, folder):
     "Passes on what rank 0 says, until all have ended. Raises `RuntimeError` when one fails."
     said = queue.Queue()
     def read():
-        for part in iter(lambda: children[0].stdout.read1(1 << 16), b""): said.put(part.decode(errors="replace"))
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for part in iter(lambda: children[0].stdout.read1(1 << 16), b""): said.put(decoder.decode(part))
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     heard = ""

@@ -39,7 +39,7 @@ def _check_loss(loss):
     if loss.requires_grad: return
     raise ValueError("the loss does not depend on the model's parameters, or fit was called inside torch.no_grad()")
 
-# %% ../nbs/library/07_training.ipynb #a34d1a55
+# %% ../nbs/library/07_training.ipynb #ed674842
 def _epoch(run, rate, half, bar):
     "Steps over all batches; their row of the history, with means over the samples"
     start, total, seen, replays = time.perf_counter(), {}, 0, getattr(run.objective, "replays", 1)
@@ -58,7 +58,8 @@ def _epoch(run, rate, half, bar):
             bar.update()
     run.guard.look(run)
     means = _means(total, seen, run)
-    return dict(epoch=run.epoch + 1, loss=0., accuracy=math.nan) | means | dict(seconds=time.perf_counter() - start)
+    row = dict(epoch=0, loss=0., accuracy=math.nan) | means | dict(seconds=time.perf_counter() - start)
+    return row | dict(epoch=run.epoch + 1)
 
 def _means(total, seen, run):
     "The sums over the samples, divided: here a GPU is waited for"
@@ -71,19 +72,19 @@ def _means(total, seen, run):
     if not seen: raise FloatingPointError(f"the loss was not finite in any step of epoch {run.epoch + 1}: try a smaller lr")
     return {k: float(v) / int(seen) for k, v in total.items()} | ({} if run.guard.skip is None else run.guard.count())
 
-# %% ../nbs/library/07_training.ipynb #75d270e7
+# %% ../nbs/library/07_training.ipynb #bf07296e
 class _Guard:
     "Keeps a loss that is not finite from weights and buffers: at the first one for good, or with `skip` at each"
     def __init__(self, model, opt, skip, device, whole):
         self.opt, self.skip, self.empty = opt, 0 if skip else None, False
-        self.buffers = list(model.buffers())
+        self.places = [(m, k) for m in model.modules() for k, _ in m.named_buffers(recurse=False)]
         self.recent, self.bad = [], torch.zeros((), dtype=torch.bool, device=device)
         self.reads = not opt.defaults["fused"]
         self.whole, self.every = whole, 10 if whole else 100      # keep batches until a look, or only their indices
 
     def hold(self):
         "Remembers what the forward pass may write into, such as running statistics"
-        self.held = [b.clone() for b in self.buffers]
+        self.held = [(m, k, b, b.clone()) for m, k in self.places for b in [getattr(m, k)]]
 
     def allows(self, loss, batch):
         "May the optimiser step? Where it can find out by itself, yes."
@@ -93,7 +94,10 @@ class _Guard:
             dist.all_reduce(bad, dist.ReduceOp.MAX)
             bad = bad.bool()
         self.bad = bad if self.skip is not None else self.bad | bad
-        for b, old in zip(self.buffers, self.held): b.copy_(torch.where(self.bad, old, b))
+        for m, k, b, old in self.held:
+            new = getattr(m, k)
+            if new is not b: setattr(m, k, torch.where(self.bad, old, new))         # a new tensor in its place
+            elif all(b.stride()): b.copy_(torch.where(self.bad, old, b))            # an expanded one is never written
         batch = batch if self.whole else (None, None, batch[2])
         self.recent.append((bad, loss.detach(), [a[:0] if self.empty and a is not None else a for a in batch]))
         if not self.reads: self.opt.found_inf = self.bad.float()
@@ -126,7 +130,7 @@ def _stop(run, step, loss, batch):
     error.batch = x, y, index
     raise error
 
-# %% ../nbs/library/07_training.ipynb #c0490b8b
+# %% ../nbs/library/07_training.ipynb #db6b9672
 class _Feed:
     "Batches (x, y, index, weight) on the device, from a `Split` or an iterable of (x, y)"
     def __init__(self, data, batch_size, shuffle, device):
@@ -162,7 +166,8 @@ class _Feed:
     def steps(self):
         "Per epoch, or None where nobody knows"
         if self.split: return math.ceil(len(self.data) / self.batch_size)
-        return len(self.data) if hasattr(self.data, "__len__") else None
+        try: return len(self.data)
+        except TypeError: return None
 
     def digest(self):
         if self.split: return self.data.digest()
@@ -174,7 +179,7 @@ def _pair(batch):
     got = f"{type(batch).__name__} of {[type(a).__name__ for a in batch]}" if isinstance(batch, (tuple, list)) else type(batch).__name__
     raise TypeError(f"data must yield pairs (x, y) of tensors, got {got}")
 
-# %% ../nbs/library/07_training.ipynb #a172d7b9
+# %% ../nbs/library/07_training.ipynb #bba2524f
 class History(list):
     "What `fit` measured: a list with a dict per epoch"
     def column(self,
@@ -189,6 +194,8 @@ class History(list):
         checkpoint, # the folder that `fit` was given as `checkpoint`
     ):
         "What the last checkpoint there holds, also of a run that was stopped. Raises as `load_checkpoint`."
+        if not isinstance(checkpoint, (str, os.PathLike)):
+            raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}")
         last, previous = (Path(checkpoint)/f"{name}.pt" for name in ("last", "previous"))
         file = previous if previous.is_file() and not last.exists() else last
         state = load_checkpoint(file)
@@ -259,7 +266,7 @@ def _generators(device):
         own = [torch.cuda.default_generators[index]]
     return [torch.default_generator, *own]
 
-# %% ../nbs/library/07_training.ipynb #e23369f0
+# %% ../nbs/library/07_training.ipynb #abf72ace
 @patch
 def load(self:_Run, epochs):
     "Goes on from the last file that is whole: all of it, or nothing. Raises `ValueError` for another run."
@@ -312,7 +319,7 @@ class _Another(ValueError): "A checkpoint that is whole, but of another run"
 
 @patch
 def refuse(self:_Run, path, state, epochs):
-    "Raises `ValueError` unless `state` is a checkpoint of fit, `_Another` unless of this very run up to `epochs`"
+    "Raises `ValueError` unless `state` is a checkpoint of fit, another error unless of this very run up to `epochs`"
     wrong = [k for k in (*_KINDS, *self.parts()) if k not in state or not isinstance(state[k], _KINDS.get(k, object))]
     if not wrong and not _is_history(state["history"], state["epoch"]): wrong = ["history"]
     if wrong: raise ValueError(f"{path} is not a checkpoint of fit, or damaged: see its entry {wrong[0]!r}")
@@ -325,7 +332,7 @@ def refuse(self:_Run, path, state, epochs):
 _KINDS = dict(model=dict, optimiser=dict, epoch=int, step=int, history=list, about=dict, random=list)
 
 def _is_history(rows, epochs):
-    if len(rows) != epochs or not all(isinstance(row, dict) for row in rows): return False
+    if not isinstance(rows, list) or len(rows) != epochs or not all(isinstance(row, dict) for row in rows): return False
     return all(row.get("epoch") == k for k, row in enumerate(rows, 1)) and all(
         isinstance(v, (int, float)) for row in rows for v in row.values())
 
@@ -403,7 +410,7 @@ def memory_kept(
             _open.remove(limit)
             _thresholds(max(_open, default=None))
 
-# %% ../nbs/library/07_training.ipynb #e42b1f97
+# %% ../nbs/library/07_training.ipynb #8bee7d03
 def fit(
     model,              # an `nn.Module` that maps x to logits; trained in place, and no gradient is left in it
     data,               # a `Data` (its test split is measured after each epoch, only for the history), or a `Split`, or an
@@ -463,17 +470,18 @@ def fit(
         with _bar(progress, run, epochs) as bar, _writer(tensorboard, run) as write:
             run.stopped = bool(getattr(monitor, "stopped", False))
             while run.epoch < epochs and not run.stopped:
-                with _told(run): row = _epoch(run, rate, half, bar)
-                _check_finite(model, row, path)
-                if test is not None: row["test_accuracy"] = _accuracy(model, test, device)
-                if monitor is not None: _observe(run, row)
-                run.end_epoch(row)
+                with _told(run):
+                    row = _epoch(run, rate, half, bar)
+                    _check_finite(model, row, path)
+                    if test is not None: row["test_accuracy"] = _accuracy(model, test, device)
+                    if monitor is not None: _observe(run, row)
+                    run.end_epoch(row)
                 write(row)
                 bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k != "epoch"})
         if hasattr(monitor, "finish"): monitor.finish(model)
         return run.history
 
-# %% ../nbs/library/07_training.ipynb #71fcecc9
+# %% ../nbs/library/07_training.ipynb #ac06641e
 class _Averaged:
     "The objective on this rank's part of a batch; its gradient in the weights is that on the whole batch"
     def __init__(self, model, objective):
@@ -513,7 +521,7 @@ def _observe(run, row):
         state = run.monitor.state_dict() if hasattr(run.monitor, "state_dict") else None
         return {k: _number(k, v) for k, v in row.items()}, state, bool(getattr(run.monitor, "stopped", False))
     said, state, run.stopped = on_rank_0(ask)
-    row.update(said)
+    row.update(said, epoch=run.epoch + 1)
     if group()[0] and state is not None: run.monitor.load_state_dict(state)
 
 def _number(name, v):
@@ -544,7 +552,7 @@ def _writer(folder, run):
     with SummaryWriter(str(folder), purge_step=run.epoch + 1) as writer:
         yield lambda row: [writer.add_scalar(k, v, row["epoch"]) for k, v in row.items() if k != "epoch"]
 
-# %% ../nbs/library/07_training.ipynb #349d3004
+# %% ../nbs/library/07_training.ipynb #86b7edf0
 def _bar(progress, run, epochs):
     steps, replays = run.feed.steps(), getattr(run.objective, "replays", 1)
     total = None if steps is None else epochs * steps * replays
@@ -577,13 +585,15 @@ def _check_choices(compile, nonfinite, augment, monitor, tensorboard):
     for name, f in dict(augment=augment, monitor=monitor).items():
         if f is None or callable(f) and not isinstance(f, type): continue
         raise TypeError(f"{name} must be None or a function, got {f!r}")
+    if callable(getattr(monitor, "stopped", False)):
+        raise TypeError(f"monitor.stopped must be True or False, got the method {monitor.stopped!r}: make it a property")
     if tensorboard is None: return
     if not isinstance(tensorboard, (str, os.PathLike)):
         raise TypeError(f"tensorboard must be a path, got {type(tensorboard).__name__}")
     try: import torch.utils.tensorboard
     except ImportError as e: raise ImportError('tensorboard= needs the package: pip install "robust_nb[tensorboard]"') from e
 
-# %% ../nbs/library/07_training.ipynb #102facc5
+# %% ../nbs/library/07_training.ipynb #e679bf55
 def _unusual(device, nonfinite):
     "Settings that a checkpoint names only where they are not the usual ones"
     said = dict(processes=(group()[1], 1), device=(device.type, "cpu"), nonfinite=(nonfinite, "stop"))
@@ -595,10 +605,11 @@ def _device(device):
     return picked
 
 def _file(checkpoint, resume):
-    if resume and not checkpoint: raise ValueError("resume=True needs checkpoint=, the folder of the run to go on with")
-    if not checkpoint: return None
+    if resume and checkpoint is None: raise ValueError("resume=True needs checkpoint=, the folder of the run to go on with")
+    if checkpoint is None: return None
     if not isinstance(checkpoint, (str, os.PathLike)):
         raise TypeError(f"checkpoint must be a path, got {type(checkpoint).__name__}")
+    if not os.fspath(checkpoint): raise ValueError("checkpoint must name a folder, got ''")
     path = Path(checkpoint)/"last.pt"
     there = [f for f in (path, path.with_name("previous.pt")) if f.exists()]
     if resume or not there: return path
@@ -643,11 +654,12 @@ def _check_loader(feed, path):
     if len(set(steps)) > 1: raise ValueError(f"data must have as many batches in each process, got {steps}")
 
 def _resident(split, device):
-    "The split on the device, unless it would take more than half of what is free there"
+    "The split on the device, unless it would take more than half of what is free there; without its gradient"
+    split = Split(split.x.detach(), split.y)
     if device.type != "cuda" or split.x.nbytes < torch.cuda.mem_get_info(device)[0] / 2: return split.to(device)
     return split
 
-# %% ../nbs/library/07_training.ipynb #31969000
+# %% ../nbs/library/07_training.ipynb #d9be2e9c
 def _check_types(model, objective):
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
@@ -664,11 +676,11 @@ def _as_found(model, generators, objective):
     if not model.training: model.train()         # else its modules know best: a frozen BatchNorm stays frozen
     try: yield
     finally:
-        if hasattr(objective, "finish"): objective.finish()
         for m, mode in modes: m.training = mode
         for p in model.parameters(): p.grad = None
         for p in plain: p.data = p.data.contiguous()      # not left as `channels_last`, which refuses `view`
         for g, s in zip(generators, states): g.set_state(s)
+        if hasattr(objective, "finish"): objective.finish()
 
 # %% ../nbs/library/07_training.ipynb #d3b866e4
 def _check_fit(model, train, test, batch_size, augment, device):

@@ -38,7 +38,7 @@ def conv(seed=0, dropout=0.3, norm=True):
 
 def train(objective=None, epochs=3, data=None, model=None, **kw):
     model = model or conv()
-    history = fit(model, data or some(), objective or Standard(), epochs=epochs, device="cpu", **dict(batch_size=8, lr=0.05, progress=False) | kw)
+    history = fit(model, some() if data is None else data, objective or Standard(), epochs=epochs, device="cpu", **dict(batch_size=8, lr=0.05, progress=False) | kw)
     return model, history
 
 def same(a, b):
@@ -914,3 +914,34 @@ def test_evaluation_leaves_modes_gradients_and_statistics_alone():
     state, grads, modes = copy.deepcopy(model.state_dict()), [p.grad.clone() for p in model.parameters()], [m.training for m in model.modules()]
     accuracy(model, data.x, data.y); robust_accuracy(model, data.x, data.y, Linf(0.1), steps=3); Monitor(data, Linf(0.1))(model, dict(epoch=1))
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()) and all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), grads)) and modes == [m.training for m in model.modules()]
+
+def test_statistics_that_are_new_tensors_survive_a_bad_step():
+    class Running(nn.Module):
+        def __init__(self): super().__init__(); self.register_buffer("mean", torch.zeros(1, 8, 8)); self.register_buffer("wide", torch.ones(1).expand(4)); self.head = nn.Linear(64, CLASSES)
+        def forward(self, x):
+            if self.training: self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+            return self.head((x - self.mean).flatten(1))
+    data = some()
+    batches = [(x * float("nan") if k == 1 else x, y) for k, (x, y) in enumerate(zip(data.x.split(10), data.y.split(10)))]
+    model, history = train(model=Running(), data=batches, nonfinite="skip")
+    assert history.column("skipped") == [1, 1, 1] and model.mean.isfinite().all() and model.mean.any()
+
+def test_the_number_of_an_epoch_is_the_loop_s_own(tmp_path):
+    class Says(Standard):
+        def __call__(self, *args): loss = super().__call__(*args); loss.logs["epoch"] = loss.detach(); return loss
+    def monitor(model, row): row["epoch"] = 7
+    train(Says(), monitor=monitor, epochs=2, checkpoint=tmp_path)
+    assert History.load(tmp_path).column("epoch") == [1, 2]
+    assert train(Says(), monitor=monitor, checkpoint=tmp_path, resume=True)[1].column("epoch") == [1, 2, 3]
+
+def test_a_loader_without_a_length():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self): data = some(); return iter(zip(data.x, data.y))
+    assert same(train(data=DataLoader(Stream(), batch_size=8), model=conv(dropout=0.))[0], train(shuffle=False, model=conv(dropout=0.))[0])
+
+def test_an_objective_that_cannot_finish_leaves_everything_as_it_was():
+    class Fails(Standard):
+        def finish(self): raise RuntimeError("no")
+    model, before = conv().eval(), torch.get_rng_state()
+    with pytest.raises(RuntimeError, match="no"): train(Fails(), model=model)
+    assert not model.training and model[0].weight.grad is None and torch.equal(torch.get_rng_state(), before)
