@@ -48,6 +48,12 @@ def started(folder):
 
 def ended(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
+def check_first(folder, at, run):
+    "Stops unless the process went on where the files were; it may have been killed before it could say, or in the middle of it"
+    file = Path(folder, "first")
+    first = file.read_text() if file.exists() else ""
+    if first and at and int(first) < (at[-1] or 0): sys.exit(f"run {run} began again at epoch {first}, after {at[-1]}")
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--runs", type=int, default=20), p.add_argument("--seed", type=int, default=0)
@@ -68,14 +74,14 @@ def main():
                 if code == 0: break                                        # it was done before
                 if code != -signal.SIGKILL: sys.exit(f"run {run} ended with {code}, and was not killed")
                 killed += 1
-                if at and (first := Path(folder, "first")).exists() and int(first.read_text()) < (at[-1] or 0): sys.exit(f"run {run} began again at epoch {first.read_text()}, after {at[-1]}")
+                check_first(folder, at, run)
                 states = [load_checkpoint(f) for f in Path(folder).glob("*.pt")]      # raises for a file that is half written
                 writing += any(f.name.startswith(".") for f in Path(folder).iterdir())
                 at.append(max((s["epoch"] for s in states), default=None))
                 Path(folder, "first").unlink(missing_ok=True)
                 if len(at) == 3:
                     if ended(started(folder)): sys.exit(f"run {run} could not be resumed")
-                    if (first := Path(folder, "first")).exists() and int(first.read_text()) < (at[-1] or 0): sys.exit(f"run {run} began again at epoch {first.read_text()}, after {at[-1]}")
+                    check_first(folder, at, run)
                     break
             hit = Path(folder, "weights").read_text() == weights
             left = [f.name for f in Path(folder).iterdir() if f.name.startswith(".")]
