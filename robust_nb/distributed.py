@@ -36,7 +36,7 @@ def launch(
         if not value.is_file(): raise RuntimeError("the process of rank 0 ended before f returned")
         return cloudpickle.loads(value.read_bytes())
 
-# %% ../nbs/library/16_distributed.ipynb #51b6e5dc
+# %% ../nbs/library/16_distributed.ipynb #4fda06da
 def _start(rank, size, folder):
     "A process that runs `_child`; it does not import the caller's script, which so needs no guard"
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, torch.get_num_threads() // size))
@@ -96,6 +96,7 @@ def _wait(children, folder):
     reader.start()
     heard = ""
     while any(child.poll() is None for child in children) or not said.empty():
+        if all(child.poll() is not None for child in children): reader.join(1)      # the last words may be on their way
         with contextlib.suppress(queue.Empty):
             part = said.get(timeout=0.05)
             heard = (heard + part)[-2000:]

@@ -72,7 +72,7 @@ def _means(total, seen, run):
     if not seen: raise FloatingPointError(f"the loss was not finite in any step of epoch {run.epoch + 1}: try a smaller lr")
     return {k: float(v) / int(seen) for k, v in total.items()} | ({} if run.guard.skip is None else run.guard.count())
 
-# %% ../nbs/library/07_training.ipynb #bf07296e
+# %% ../nbs/library/07_training.ipynb #8e8299e1
 class _Guard:
     "Keeps a loss that is not finite from weights and buffers: at the first one for good, or with `skip` at each"
     def __init__(self, model, opt, skip, device, whole):
@@ -115,6 +115,7 @@ class _Guard:
         n, self.skip = self.skip, 0
         return dict(skipped=n)
 
+# %% ../nbs/library/07_training.ipynb #554e61b3
 def _stop(run, step, loss, batch):
     "Keeps the batch for inspection, beside the checkpoint if there is one, and raises `FloatingPointError`"
     x, y, index = (None if a is None else torch.cat(gather(a.detach().cpu())) for a in batch)     # of all ranks
@@ -266,7 +267,7 @@ def _generators(device):
         own = [torch.cuda.default_generators[index]]
     return [torch.default_generator, *own]
 
-# %% ../nbs/library/07_training.ipynb #abf72ace
+# %% ../nbs/library/07_training.ipynb #aedd1e0f
 @patch
 def load(self:_Run, epochs):
     "Goes on from the last file that is whole: all of it, or nothing. Raises `ValueError` for another run."
@@ -315,6 +316,7 @@ def fallen_back(self:_Run, path, why):
     warnings.warn(f"{why}. Going on from {path}, after epoch {self.epoch}", stacklevel=4)
     os.replace(self.path, self.path.with_name("damaged.pt"))
 
+# %% ../nbs/library/07_training.ipynb #f3932e29
 class _Another(ValueError): "A checkpoint that is whole, but of another run"
 
 @patch
@@ -481,7 +483,7 @@ def fit(
         if hasattr(monitor, "finish"): monitor.finish(model)
         return run.history
 
-# %% ../nbs/library/07_training.ipynb #ac06641e
+# %% ../nbs/library/07_training.ipynb #c5332af9
 class _Averaged:
     "The objective on this rank's part of a batch; its gradient in the weights is that on the whole batch"
     def __init__(self, model, objective):
@@ -514,6 +516,7 @@ def _spawned(model, data, processes, device, objective, monitor, **how):
         if state is not None: o.load_state_dict(state)
     return history
 
+# %% ../nbs/library/07_training.ipynb #65bcd108
 def _observe(run, row):
     "Asks the monitor, on rank 0; all others take over what it says"
     def ask():
@@ -593,7 +596,7 @@ def _check_choices(compile, nonfinite, augment, monitor, tensorboard):
     try: import torch.utils.tensorboard
     except ImportError as e: raise ImportError('tensorboard= needs the package: pip install "robust_nb[tensorboard]"') from e
 
-# %% ../nbs/library/07_training.ipynb #e679bf55
+# %% ../nbs/library/07_training.ipynb #1d2528f7
 def _unusual(device, nonfinite):
     "Settings that a checkpoint names only where they are not the usual ones"
     said = dict(processes=(group()[1], 1), device=(device.type, "cpu"), nonfinite=(nonfinite, "stop"))
@@ -639,6 +642,7 @@ def _splits(data, device):
                                              f"got {type(data).__name__}, which can be walked through once")
     return train, None
 
+# %% ../nbs/library/07_training.ipynb #f5a4cea6
 def _check_loader(feed, path):
     "Raises `ValueError` where a loader would give ranks the same samples or other numbers of steps, or cannot be resumed"
     if feed.split: return

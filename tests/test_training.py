@@ -214,6 +214,13 @@ def test_a_state_that_is_there_is_not_replaced(tmp_path):
 def momentum(state): return next(iter(state["optimiser"]["state"].values()))
 def set_momentum(value): return lambda s: momentum(s).update(momentum_buffer=value)
 
+def edited(folder, change):
+    "A run of two epochs whose last checkpoint is whole, and has wrong entries"
+    train(Counts(), epochs=2, checkpoint=folder)
+    state = torch.load(folder/"last.pt", weights_only=True)
+    state.pop("format"); change(state)
+    save_checkpoint(folder/"last.pt", **state)
+
 WRONG = dict(
     optimiser=lambda s: s.update(optimiser={}), optimiser_kind=lambda s: s.update(optimiser=[1]), groups=lambda s: s["optimiser"].update(param_groups=[]), momentum=set_momentum(torch.zeros(2)),
     momentum_kind=set_momentum("a"), random_length=lambda s: s.update(random=s["random"][:1]), random_more=lambda s: s.update(random=s["random"] * 2), random_size=lambda s: s.update(random=[r[:10] for r in s["random"]]),
@@ -223,11 +230,7 @@ WRONG = dict(
 
 @pytest.mark.parametrize("change", WRONG.values(), ids=WRONG)
 def test_a_well_formed_file_with_wrong_entries_changes_nothing(tmp_path, change):
-    train(Counts(), epochs=2, checkpoint=tmp_path)
-    f = tmp_path/"last.pt"
-    state = torch.load(f, weights_only=True)
-    state.pop("format"); change(state)
-    save_checkpoint(f, **state)
+    edited(tmp_path, change)
     (tmp_path/"previous.pt").unlink()
     model, objective, before = conv(1), Counts(), torch.get_rng_state()
     with pytest.raises(ValueError, match="last.pt"): train(objective, epochs=3, model=model, checkpoint=tmp_path, resume=True)
@@ -278,11 +281,7 @@ OTHER = {k: v for k, v in WRONG.items() if k != "model_entry"}     # that is ano
 
 @pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
 def test_the_last_good_state_is_used_where_the_newest_is_wrong(tmp_path, change):
-    train(Counts(), epochs=2, checkpoint=tmp_path)
-    f = tmp_path/"last.pt"
-    state = torch.load(f, weights_only=True)
-    state.pop("format"); change(state)
-    save_checkpoint(f, **state)
+    edited(tmp_path, change)
     with pytest.warns(UserWarning, match="Going on from .*previous.pt, after epoch 1"): model, history = train(Counts(), model=conv(1), checkpoint=tmp_path, resume=True)
     whole, expected = train(Counts())
     assert same(model, whole) and rows(history) == rows(expected)
