@@ -56,9 +56,10 @@ class Split:
     def to(self, device): return Split(self.x.to(device), self.y.to(device))
 
 # %% ../nbs/library/04_data.ipynb #dd1bec92
-def _check_count(name, n, least=1):
+def _check_count(name, n, least=1, most=(1 << 63) - 1):
     if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < least:
         raise ValueError(f"{name} must be an integer of at least {least}, got {n!r}")
+    if n > most: raise ValueError(f"{name} must be at most {most}, got {n}")
 
 @patch
 def batches(self:Split,
@@ -104,7 +105,7 @@ class CropFlip:
         pad=4,     # pixels of zeros on each side: the largest shift
         flip=True, # mirror each image, left to right, with probability 1/2
     ):
-        _check_count("pad", pad, least=0)
+        _check_count("pad", pad, least=0, most=1024)
         if not isinstance(flip, bool): raise ValueError(f"flip must be True or False, got {flip!r}")
         self.pad, self.flip = int(pad), flip
 
@@ -285,6 +286,6 @@ def standardise(
     if data.recipe != "pixel": raise ValueError(f"data is standardised already: its recipe is {data.recipe!r}")
     shape = tuple(data.train.x.shape[1:])
     if len(shape) != 3: raise ValueError(f"data must hold images of shape (channels, height, width), got {shape}")
-    _check_count("pad", pad, least=0)
+    _check_count("pad", pad, least=0, most=1024)
     (train, mean, std), (test, *_) = _standardised(data.train, pad), _standardised(data.test, pad)
     return replace(data, train=train, test=test, recipe="paper", box=None, mean=mean, std=std)

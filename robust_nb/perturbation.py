@@ -59,6 +59,7 @@ def check_labels(
     n:int,        # how many there must be
     classes=None, # K; with it the values are looked at too
     wait=True,    # look at them on a GPU as well, which waits for it
+    lowest=0,     # −1 where that stands for no label
 ):
     "Raises `TypeError` or `ValueError` unless `y` is an integer tensor of shape (n,), with values in 0 … K-1"
     if not isinstance(y, torch.Tensor) or y.dtype not in (torch.int64, torch.int32):
@@ -66,8 +67,8 @@ def check_labels(
     if y.shape != (n,): raise ValueError(f"y must have shape ({n},), one label per sample, got {tuple(y.shape)}")
     if classes is None or not n or not (wait or y.device.type == "cpu"): return
     y = y.cpu().numpy()
-    if y.min() >= 0 and y.max() < classes: return
-    raise ValueError(f"y must lie in 0 … {classes - 1}, the model's classes, but ranges over [{y.min()}, {y.max()}]")
+    if y.min() >= lowest and y.max() < classes: return
+    raise ValueError(f"y must lie in {lowest} … {classes - 1}, the model's classes, but ranges over [{y.min()}, {y.max()}]")
 
 def check_logits(
     logits,       # what the model returned

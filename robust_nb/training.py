@@ -36,6 +36,9 @@ def _step(model, objective, opt, batch, half, guard=None):
 def _check_loss(loss):
     got = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
     if got != "shape ()": raise TypeError(f"objective must return a scalar tensor, got {got}")
+    logs = getattr(loss, "logs", {})
+    if not isinstance(logs, dict) or not all(isinstance(v, torch.Tensor) and not v.ndim for v in logs.values()):
+        raise TypeError(f"objective's logs must be a dict, name -> scalar tensor, got {logs!r}")
     if loss.requires_grad: return
     raise ValueError("the loss does not depend on the model's parameters, or fit was called inside torch.no_grad()")
 
@@ -457,7 +460,7 @@ def fit(
     _check_loader(feed, path)
     with _as_found(model, generators, objective), memory_kept() if device.type == "cpu" else contextlib.nullcontext():
         _seed(generators, seed)                                # for the first look: it may start a loader's workers
-        seen = _check_fit(model.to(device), train, test, batch_size, augment, device)
+        seen = _check_fit(model.to(device), objective, train, test, batch_size, augment, device)
         _seed(generators, seed)
         _begin(objective, monitor, *seen)
         about = sgd | how | dict(bfloat16=half) | _unusual(device, nonfinite)
@@ -687,7 +690,7 @@ def _as_found(model, generators, objective):
         if hasattr(objective, "finish"): objective.finish()
 
 # %% ../nbs/library/07_training.ipynb #d3b866e4
-def _check_fit(model, train, test, batch_size, augment, device):
+def _check_fit(model, objective, train, test, batch_size, augment, device):
     "All samples, or the first batch. Raises unless they fit the model, whose layout is set for convolutions."
     split = isinstance(train, Split)
     x, y = (train.x, train.y) if split else _first(train)
@@ -695,7 +698,8 @@ def _check_fit(model, train, test, batch_size, augment, device):
     classes = _classes(model, few)
     for name, (a, b) in (dict(train=(x, y)) | (dict(test=(test.x, test.y)) if test is not None else {})).items():
         check_batch(f"data.{name}.x" if split else "x of the first batch of data", a)
-        check_labels(b, len(a), classes)
+        unlabelled = name == "train" and getattr(objective, "unlabelled", False)
+        check_labels(b, len(a), classes, lowest=-1 if unlabelled else 0)
     if test is not None and (test.x.shape[1:], test.x.dtype) != (x.shape[1:], x.dtype):
         raise ValueError("data.test.x must have the shape of data.train.x but for n, and its type, "
                          f"got {tuple(test.x.shape)} and {test.x.dtype}")

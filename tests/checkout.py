@@ -3,7 +3,8 @@ import os, shutil, subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MADE = {'.git', '.venv', '.peers', '.fastai', '_proc', '_docs', '_sd', '_site_ci', 'build', 'dist', 'data', 'out', 'checkpoints', '__pycache__', '.pytest_cache', '.hypothesis', '.ipynb_checkpoints'}
+KATEX = ROOT/'.vendor/node_modules'     # npm install --prefix .vendor katex@0.16.11
+MADE = {'.git', '.venv', '.peers', '.vendor', '.fastai', '_proc', '_docs', '_sd', '_site_ci', 'build', 'dist', 'data', 'out', 'checkpoints', '__pycache__', '.pytest_cache', '.hypothesis', '.ipynb_checkpoints'}
 ENV = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}  # nbdev writes no module index where IN_TEST is set
 
 def files():

@@ -1,11 +1,27 @@
 "Runs the notebooks that the chosen tests need, in the background and each once; closes with how much ran."
+import http.server, subprocess, sys, threading
+from functools import partial
 import pytest
 import notebooks
+from checkout import ENV, KATEX, ROOT
 
 RUNNER = pytest.StashKey()
 
 @pytest.fixture(scope='session')
 def executed(request): "What a notebook did: executed('library/00_uncertainty.ipynb')"; return request.config.stash[RUNNER]
+
+@pytest.fixture(scope='session')
+def site():
+    "The preview of the site, built and checked; its address on this machine"
+    pytest.importorskip('smalldocs', reason='smalldocs needs Python 3.11')
+    r = subprocess.run([sys.executable, 'tools/preview.py', *(['--vendor', str(KATEX)] if KATEX.is_dir() else [])], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert r.returncode == 0, r.stdout + r.stderr
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(ROOT/'_site_ci')))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown()
 
 def pytest_configure(config): config.stash[RUNNER] = notebooks.Runner()
 

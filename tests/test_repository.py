@@ -39,8 +39,21 @@ def test_version():
 def test_site_configuration_is_one_file():
     assert (ROOT/'nbs/_quarto.yml').read_text(encoding='utf-8') == (ROOT/'_quarto.yml').read_text(encoding='utf-8'), 'nbs/_quarto.yml is to be a link to _quarto.yml'
 
+def test_site_builds(site):
+    "Without a broken link, an error output, or a page without title, description or picture: tools/preview.py says so"
+    assert len(list((ROOT/'_site_ci').rglob('*.html'))) > 30
+
+def test_weight(site):
+    "The landing page with all that it loads is below 1 MB; no page is above 5"
+    site_dir = ROOT/'_site_ci'
+    for f in site_dir.rglob('*.html'):
+        text = f.read_text(encoding='utf-8')
+        own = {(f.parent/o.split('?')[0].split('#')[0]).resolve() for o in re.findall(r'(?:src|href)="([^":]+\.(?:js|css|png|jpg|svg))"', text)}
+        heavy = f.stat().st_size + sum(o.stat().st_size for o in own if o.is_file())
+        assert heavy < (1e6 if f == site_dir/'index.html' else 5e6), (f.name, heavy)
+
 LOCAL = re.compile(r'(?<![\w.~)}:/-])/(?:work|root|tmp|home|Users)/[\w.]|\b[A-Z]:\\+Users\b')
-READ = set('.py .ipynb .md .toml .ini .yml .yaml .in .txt .sh .css .json'.split())
+READ = set('.py .ipynb .md .toml .ini .yml .yaml .in .txt .sh .css .js .json'.split())
 
 def prose(path):
     "The text of a file; of a notebook the sources and the text outputs, not the pictures"

@@ -526,6 +526,13 @@ def test_per_sample_radii_follow_their_samples():
 
 # Bad arguments: the weights stay as they were
 
+def odd_logs(logs):
+    def objective(model, x, y, index):
+        loss = model(x).sum()
+        loss.logs = logs
+        return loss
+    return objective
+
 @pytest.mark.parametrize("kw, error, says", [
     (dict(data=Data("toy", some(), some(shape=(1, 9, 9)), ["a"])), ValueError, "data.test.x must have the shape of data.train.x"),
     (dict(data=Data("toy", some(), Split(some().x, some().y + 1), ["a"])), ValueError, "y must lie in 0 … 3"),
@@ -540,6 +547,8 @@ def test_per_sample_radii_follow_their_samples():
     (dict(objective=Robust(Linf(torch.ones(36)))), ValueError, "radius has 36 values"),
     (dict(objective=lambda m, x, y: 0), TypeError, "positional argument"),
     (dict(objective=lambda m, x, y, i: 0.), TypeError, "objective must return a scalar tensor, got float"),
+    (dict(objective=odd_logs(3)), TypeError, "logs must be a dict"),
+    (dict(objective=odd_logs(dict(loss2=torch.ones(2)))), TypeError, "logs must be a dict"),
     (dict(objective="Standard"), TypeError, "objective must be called as"),
     (dict(model=nn.Sequential(nn.Flatten(), nn.Linear(64, 1))), ValueError, "model must return logits"),
     (dict(model=nn.Module()), ValueError, "no parameter"),

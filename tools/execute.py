@@ -3,8 +3,8 @@
     execute.py [NOTEBOOK ...] [--slow] [--cuda]
 
 Without names it runs all of nbs/. Cells flagged `#| slow` or `#| cuda` run only when asked for by --slow or --cuda; these, cells
-with `#| eval: false` and cells that call nbdev_export() otherwise keep the outputs that they have. Live widgets leave no output:
-their ids differ in each run; nor does show_doc, which runs again with the site. The kernel uses one thread, as the tests do, unless OMP_NUM_THREADS or --slow says otherwise.
+with `#| eval: false` and cells that call nbdev_export() otherwise keep the outputs that they have. Of a live widget only the form
+that needs no kernel is stored, where it has one: its ids differ in each run. Nor is show_doc's output stored, which runs again with the site. The kernel uses one thread, as the tests do, unless OMP_NUM_THREADS or --slow says otherwise.
 """
 import argparse, os, re, sys, time, traceback
 from pathlib import Path
@@ -23,6 +23,12 @@ def kept(cell, flags):
     has = lambda directive: re.search(rf'^\s*#\s*\|\s*{directive}\s*$', cell.source, re.M | re.I)
     return 'nbdev_export(' in cell.source or has(r'eval:\s*false') or any(has(rf'{o}\b.*') for o in flags)
 
+def still(outputs):
+    "The outputs without live widgets; of these, what a page without a kernel shows, if anything"
+    for o in outputs:
+        if WIDGET in o.get('data', {}): o['data'] = {k: v for k, v in o['data'].items() if k == 'text/html'}
+    return [o for o in outputs if o.get('data', True)]
+
 class Client(NotebookClient):
     def __init__(self, *args, flags=(), **kw): super().__init__(*args, **kw); self.flags = flags
     async def async_execute_cell(self, cell, *args, **kw):
@@ -35,7 +41,7 @@ def execute(path, flags, timeout):
     Client(nb, flags=flags, timeout=timeout, kernel_name='python3', extra_arguments=['--log-level=ERROR'], resources={'metadata': {'path': str(path.parent)}},
            record_timing=False, coalesce_streams=True).execute()
     for c in nb.cells:
-        if c.cell_type == 'code': c.outputs = [] if re.search(r'^show_doc\(', c.source, re.M) else [o for o in c.outputs if WIDGET not in o.get('data', {})]
+        if c.cell_type == 'code': c.outputs = [] if re.search(r'^show_doc\(', c.source, re.M) else still(c.outputs)
     nb.metadata.pop('widgets', None)
     nbformat.write(nb, path)
     nbdev_clean.__wrapped__(str(path))

@@ -53,7 +53,7 @@ def stage(src, dst):
             first['source'] = re.sub(r'^output-file:.*\n', '', front, flags=re.M)
         for c in nb['cells']:
             for o in c.get('outputs', []):
-                if WIDGET in o.get('data', {}): o['data']['text/html'] = LIVE
+                if WIDGET in o.get('data', {}): o['data'].setdefault('text/html', LIVE)
         new = p.with_name(m[1] + '.ipynb') if m else p
         p.write_text(json.dumps(nb), encoding='utf-8')
         if new.exists() and new != p: sys.exit(f'{p.relative_to(dst)} and {new.relative_to(dst)} give the same page')
@@ -73,8 +73,8 @@ def stage(src, dst):
         f.write_text(t, encoding='utf-8')
     return renamed
 
-def finish(out, vendor, base):
-    "Formulas and fonts without a network, links to the published address made relative"
+def finish(out, vendor, base, renamed):
+    "Formulas and fonts without a network, links to the published address made relative, links to edit a page by the notebook's name"
     if vendor:
         shutil.copytree(vendor/'katex/dist', out/'site_libs/katex', dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.map', 'README*', '*.mjs', 'katex.js', 'katex.css', '*.ttf'))
     for css in (out/'site_libs/themes').glob('*.css'):
@@ -82,6 +82,7 @@ def finish(out, vendor, base):
     for h in out.rglob('*.html'):
         up = '../' * (len(h.relative_to(out).parts) - 1)
         t = h.read_text(encoding='utf-8').replace(f'href="{base}', f'href="{up}')
+        for a, b in renamed.items(): t = t.replace(f'/nbs/{b}"', f'/nbs/{a}"')
         h.write_text(t.replace(KATEX, up + 'site_libs/katex') if vendor else t, encoding='utf-8')
 
 
@@ -155,14 +156,14 @@ def main():
     proc = process()
     conf = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
     faults = check_sources(proc, in_sidebar(conf['website']['sidebar']))
-    stage(proc, staged)
+    renamed = stage(proc, staged)
     for command in ('check', 'render'):
         r = subprocess.run([sys.executable, '-c', 'import sys; from smalldocs.cli import main; sys.exit(main())', command, str(staged)], capture_output=True, text=True)
         if command == 'check' and r.returncode: faults += r.stdout.strip().splitlines() or [r.stderr.strip()]
         elif r.returncode: sys.exit(r.stdout + r.stderr)
     shutil.rmtree(site, ignore_errors=True)
     shutil.move(staged/cfg.doc_path.name, site)
-    finish(site, args.vendor, (cfg.doc_host + cfg.doc_baseurl).rstrip('/') + '/')
+    finish(site, args.vendor, (cfg.doc_host + cfg.doc_baseurl).rstrip('/') + '/', renamed)
     faults += check_pages(site)
     faults = list(dict.fromkeys(faults))
     print('\n'.join(faults))

@@ -14,6 +14,7 @@ from nbdev.config import get_config
 from nbdev.processors import FilterDefaults
 
 ROOT = Path(__file__).resolve().parents[1]
+NOT_HERE = '::: {.content-visible unless-format="gfm"}'
 
 def need_install(cfg):
     "Names in backticks become links by the module index of the installed package, which therefore has to be this checkout's"
@@ -44,8 +45,14 @@ def output(o, name, files):
 
 def to_markdown(nb, stem):
     "The notebook as Pandoc's Markdown, and its pictures"
-    parts, files, n = [], {}, 1
+    parts, files, n, hidden = [], {}, 1, False
     for i, c in enumerate(nb.cells):
+        if c.cell_type == 'markdown' and c.source.strip() in (NOT_HERE, ':::'):   # what stands between the two is for the site
+            hidden = c.source.strip() == NOT_HERE
+            continue
+        if hidden:
+            n += c.cell_type == 'code'
+            continue
         if c.cell_type == 'raw' and i == 0 and c.source.startswith('---'):
             parts.append('# ' + yaml.safe_load(c.source.strip().strip('-'))['title'] + '\n')
         elif c.cell_type == 'markdown': parts.append(c.source.strip())
