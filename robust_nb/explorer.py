@@ -49,7 +49,7 @@ class Control:
         "text -> value, for that text of the control on which it depends"
         return self.every[text if self.by else None]
 
-# %% ../nbs/library/20_explorer.ipynb #6ea9c320
+# %% ../nbs/library/20_explorer.ipynb #076a16cf
 class Explorer(widgets.VBox):
     "Controls above a picture that follows them. `state` is what the picture shows. Raises `TypeError`, `ValueError`."
     def __init__(self,
@@ -73,9 +73,9 @@ class Explorer(widgets.VBox):
         self._show()
 
     def _control(self, name, c):
-        kind = widgets.SelectionSlider if c.kind == "slider" else widgets.Dropdown
-        w = kind(options=list(self._texts(name)), index=c.start, description=c.label, tooltip=c.label,
-                 style=dict(description_width="initial"), layout=widgets.Layout(width="auto", max_width="340px"))
+        kind, width = (widgets.SelectionSlider, "300px") if c.kind == "slider" else (widgets.Dropdown, "auto")
+        w = kind(options=self._texts(name), index=c.start, description=c.label, tooltip=c.label,
+                 style=dict(description_width="initial"), layout=widgets.Layout(width=width, max_width="100%"))
         w.observe(lambda change: self._moved(name, change["new"]), "index")
         return w
 

@@ -132,7 +132,7 @@ def two_features(
     x2 = 0.5 + 0.2 * torch.where(k < n // 10, -sign, sign) + 0.07 * torch.randn(n, generator=g)
     return Split(torch.stack([x1, x2], 1).clamp(0, 1), k % 2)
 
-# %% ../nbs/library/21_widgets.ipynb #8a8b718b
+# %% ../nbs/library/21_widgets.ipynb #e892c241
 PLANE_RADII = {"ℓ∞": (0, .02, .04, .06, .09, .12), "ℓ2": (0, .02, .04, .07, .1, .14), "ℓ1": (0, .02, .05, .08, .12, .17)}
 
 def boundary_explorer(
@@ -156,8 +156,8 @@ def boundary_explorer(
         U = NORMS[norm](radius)
         robust = net(Robust(U, box=None)) if radius else net(Standard())
         return dict(norm=norm, radius=radius, data=data, standard=_regions(net(Standard()), data, U), robust=_regions(robust, data, U))
-    middle = len(next(iter(radii.values()))) // 2
-    controls = dict(norm=Control("norm", {k: k for k in radii}, kind="list"), radius=Control("ε", radii, middle, by="norm"))
+    start = max(0, len(next(iter(radii.values()))) - 2)
+    controls = dict(norm=Control("norm", {k: k for k in radii}, kind="list"), radius=Control("ε", radii, start, by="norm"))
     return Explorer("A decision boundary", controls, compute, _boundaries, frames)
 
 # %% ../nbs/library/21_widgets.ipynb #df1e5b52
@@ -246,7 +246,7 @@ def curve_explorer(
                     radius=Control("ε", radii, (len(next(iter(radii.values()))) - 1) // 2, by="norm"))
     return Explorer("Accuracy against ε", controls, compute, _curves, frames)
 
-# %% ../nbs/library/21_widgets.ipynb #9c75b5e4
+# %% ../nbs/library/21_widgets.ipynb #18c7777f
 def _flips(model, data, U, kept, show):
     "Images that the step flips, `show` of them, what they are read as, and how many there are; one gradient serves all sets"
     if not kept:
@@ -257,7 +257,7 @@ def _flips(model, data, U, kept, show):
     read = torch.cat([_read(model, x).argmax(1) for x in moved.split(500)])
     flipped = (kept["right"] & (read != data.y)).nonzero().flatten()
     some = flipped[:show]
-    return dict(flipped=len(flipped), index=some.tolist(), images=moved[some], labels=data.y[some].tolist(), read=read[some].tolist())
+    return dict(flipped=len(flipped), right=int(kept["right"].sum()), index=some.tolist(), images=moved[some], labels=data.y[some].tolist(), read=read[some].tolist())
 
 CLICK = ("const p=event.target.closest('[data-pick]'),t=this.closest('.rnb').querySelector('.rnb-picked input');"
          "if(p){t.value='radius='+p.dataset.pick;t.dispatchEvent(new Event('change',{bubbles:true}))}")
@@ -284,7 +284,7 @@ def _curves(s, w=440, h=250):
     images = "".join(f"<figure><figcaption>{y} → {r}</figcaption>{png(_picture(a), f'a {y}, read as {r}')}</figure>"
                      for a, y, r in zip(s["images"], s["labels"], s["read"]))
     said = (f"<b>{html.escape(_label(s['net']))}</b>, {s['norm']}, ε = {s['radius']:g}: accuracy {percent(s['accuracy'])}; "
-            f"{s['flipped']} images flipped{', the first of them:' if images else ''}")
+            f"{s['flipped']} of {s['right']} images that were read correctly flip{', the first of them:' if images else ''}")
     return f'{plot}<p class="rnb-said">{said}</p><div class="rnb-thumbs">{images}</div>'
 
 # %% ../nbs/library/21_widgets.ipynb #fba639d7
@@ -315,7 +315,7 @@ def program_explorer(
     controls = dict(rows=Control("errors of a row", {k: k for k in ROWS}, kind="list"), radius=Control("ρ", rho, list(rho)[len(rho) // 3]))
     return Explorer("A robust linear program", controls, compute, _programs, frames)
 
-# %% ../nbs/library/21_widgets.ipynb #6e7c154a
+# %% ../nbs/library/21_widgets.ipynb #efb1e733
 def _region(A, b, rows, n=181, most=50.):
     "Its boundary in the quadrant x ≥ 0, shape (n, 2), by how far each ray from 0 goes"
     t = np.linspace(0, math.pi / 2, n)
@@ -331,14 +331,14 @@ def _programs(s, side=340):
     dot = lambda p, colour: '<circle cx="{}" cy="{}" r="5" fill="{}"/>'.format(*px(p).split(), colour)
     ticks = "".join(f'<text x="{px((k, 0)).split()[0]}" y="{side - 14}" text-anchor="middle">{k}</text><text x="26" y="{px((0, k)).split()[1]}" text-anchor="end">{k}</text>'
                     for k in range(0, int(s["region"].max()) + 1))
-    plot = (f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="feasible set, nominal and robust">'
+    plot = (f'<svg viewBox="0 0 {side} {side}" style="max-width:{side}px" role="img" aria-label="feasible set, nominal and robust">'
             f'<path d="{area(s["region"])}" fill="#8882" stroke="currentColor" stroke-dasharray="4 3"/>'
             f'<path d="{area(s["robust_region"])}" fill="#0072b266" stroke="#0072b2"/>{ticks}'
             f'{dot(s["x"], "currentColor")}{dot(s["robust_x"], "#c8385a")}'
-            f'<text x="{side - 8}" y="{side - 14}">x₁</text><text x="12" y="14">x₂</text></svg>')
+            f'<text x="{side / 2}" y="{side - 1}" text-anchor="middle">x₁</text><text x="0" y="{side / 2}">x₂</text></svg>')
     broken = f"breaks a constraint by up to {s['violation']:.2f}" if s["violation"] > 1e-6 else "breaks no constraint"
     said = (f"Nominal optimum (dashed region, grey dot): {s['nominal']:.3f}; within this set it {broken}.<br>"
-            f"Robust optimum (blue region, red dot): {s['robust']:.3f}, a price of {percent(1 - s['robust'] / s['nominal'])}; it holds for all data in the set.")
+            f"Robust optimum (blue region, red dot): {s['robust']:.3f}, a price of {percent(max(0., 1 - s['robust'] / s['nominal']))}; it holds for all data in the set.")
     return f'<div class="rnb-row">{plot}</div><p class="rnb-said">{said}</p>'
 
 # %% ../nbs/library/21_widgets.ipynb #5d43a501
