@@ -20,7 +20,7 @@ STYLE = "<style>" + files("robust_nb").joinpath("assets/explorer.css").read_text
 def _script(*names):
     return "".join(files("robust_nb").joinpath(f"assets/{n}").read_text(encoding="utf-8") for n in names)
 
-# %% ../nbs/library/20_explorer.ipynb #940461a4
+# %% ../nbs/library/20_explorer.ipynb #c185d8e1
 class Control:
     "What a reader can choose. Raises `TypeError`, `ValueError` for bad arguments."
     def __init__(self,
@@ -32,16 +32,19 @@ class Control:
     ):
         if kind not in ("slider", "list"): raise ValueError(f"kind must be 'slider' or 'list', got {kind!r}")
         every = list(options.values()) if by and isinstance(options, dict) else [options]
+        texts = [k for o in every if isinstance(o, dict) for k in o] + (list(options) if by and isinstance(options, dict) else [])
+        if not all(isinstance(k, str) for k in texts): raise TypeError(f"options must have texts for keys, got {texts!r}")
         if not every or not all(isinstance(o, dict) and o for o in every):
             raise TypeError(f"options must be a dict with at least one entry, text -> value, got {options!r}")
         if len({len(o) for o in every}) > 1: raise ValueError(f"options must be of one length for every text of {by!r}")
-        self.label, self.kind, self.by, self.every = str(label), kind, by, options if by else {None: options}
+        self.label, self.kind, self.by = str(label), kind, by
+        self.every = {k: dict(o) for k, o in (options if by else {None: options}).items()}
         self.start = self._place(every[0], start)
 
     def _place(self, options, start):
         if start is None: return 0
         if self.by and isinstance(start, numbers.Integral) and 0 <= start < len(options): return int(start)
-        if not self.by and start in options: return list(options).index(start)
+        if not self.by and isinstance(start, str) and start in options: return list(options).index(start)
         allowed = f"a place 0 … {len(options) - 1}" if self.by else f"one of {', '.join(map(str, options))}"
         raise ValueError(f"start must be {allowed}, got {start!r}")
 
@@ -49,7 +52,7 @@ class Control:
         "text -> value, for that text of the control on which it depends"
         return self.every[text if self.by else None]
 
-# %% ../nbs/library/20_explorer.ipynb #076a16cf
+# %% ../nbs/library/20_explorer.ipynb #a041d87b
 class Explorer(widgets.VBox):
     "Controls above a picture that follows them. `state` is what the picture shows. Raises `TypeError`, `ValueError`."
     def __init__(self,
@@ -59,8 +62,9 @@ class Explorer(widgets.VBox):
         picture,       # picture(state) -> HTML, as text
         frames=None,   # dict, name -> texts or places to keep with a page, all where a name is missing; None: no frames
     ):
-        self.title, self.specs, self.compute, self.picture, self.frames = title, controls, compute, picture, frames
+        if isinstance(frames, dict): frames = {k: v if isinstance(v, str) or not hasattr(v, "__iter__") else list(v) for k, v in frames.items()}
         _check_explorer(controls, compute, picture, frames)
+        self.title, self.specs, self.compute, self.picture, self.frames = str(title), dict(controls), compute, picture, frames
         self._busy, self._at = False, {k: c.start for k, c in controls.items()}
         self.controls = {k: self._control(k, c) for k, c in controls.items()}
         self.view, self.note = widgets.HTML(), widgets.HTML()
@@ -76,13 +80,16 @@ class Explorer(widgets.VBox):
         kind, width = (widgets.SelectionSlider, "300px") if c.kind == "slider" else (widgets.Dropdown, "auto")
         w = kind(options=self._texts(name), index=c.start, description=c.label, tooltip=c.label,
                  style=dict(description_width="initial"), layout=widgets.Layout(width=width, max_width="100%"))
+        if len(self._texts(name)) == 1: w.layout.display = "none"              # nothing to choose
         w.observe(lambda change: self._moved(name, change["new"]), "index")
         return w
 
-# %% ../nbs/library/20_explorer.ipynb #b4d29aca
+# %% ../nbs/library/20_explorer.ipynb #95d92e60
 def _check_explorer(controls, compute, picture, frames):
     if not isinstance(controls, dict) or not controls or not all(isinstance(c, Control) for c in controls.values()):
         raise TypeError(f"controls must be a dict name -> Control with at least one, got {controls!r}")
+    wrong = [k for k in controls if not isinstance(k, str) or not k.isidentifier() or k == "self"]
+    if wrong: raise ValueError(f"controls must have names that Python can use as arguments, got {wrong[0]!r}")
     for name, f in dict(compute=compute, picture=picture).items():
         if not callable(f): raise TypeError(f"{name} must be a function, got {f!r}")
     names = list(controls)
@@ -111,7 +118,7 @@ def _places(c, name, chosen):
     if not found: raise ValueError(f"frames: {name} must keep at least one of its options")
     return list(dict.fromkeys(found))
 
-# %% ../nbs/library/20_explorer.ipynb #75140f24
+# %% ../nbs/library/20_explorer.ipynb #9dcaccfb
 @patch
 def _options(self:Explorer, name):
     "text -> value of a control as the others stand"
@@ -137,14 +144,21 @@ def _moved(self:Explorer, name, place):
 @patch
 def _pick(self:Explorer, said):
     "A point of the picture was clicked: `name=text`"
+    if not said: return
+    self.children[-1].value = ""                       # so that a second click on the same point is a change too
     name, _, text = said.partition("=")
     if name in self.controls and text in self._texts(name): self.controls[name].index = self._texts(name).index(text)
 
 @patch
 def _show(self:Explorer):
     self.note.value = '<p class="rnb-note">Computing …</p>'
-    self.state = self.compute(**self.values)
-    self.view.value = f'<div class="rnb-picture">{self.picture(self.state)}</div>'
+    try:
+        state = self.compute(**self.values)
+        self.view.value = f'<div class="rnb-picture">{self.picture(state)}</div>'
+    except Exception as e:
+        self.note.value = f'<p class="rnb-note">{html.escape(f"The picture is that of before: {type(e).__name__}: {e}")}</p>'
+        raise
+    self.state = state
     self.note.value = '<p class="rnb-note">Live: each move is computed.</p>'
 
 # %% ../nbs/library/20_explorer.ipynb #1d9f4aac
@@ -206,7 +220,7 @@ def _repr_mimebundle_(self:Explorer, **kwargs):
     bundle = super(Explorer, self)._repr_mimebundle_(**kwargs)
     return bundle if self.frames is None else bundle | {"text/html": self.page()}
 
-# %% ../nbs/library/20_explorer.ipynb #ceaca683
+# %% ../nbs/library/20_explorer.ipynb #72000900
 def embed(
     title:str, # what it is, for readers who hear the page
     first:str, # HTML to show where no script runs
@@ -216,23 +230,26 @@ def embed(
     *scripts,  # files under `robust_nb/assets`
 ):
     "A piece of a page that needs nothing else: no kernel, no network. The same for the same arguments."
-    data = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    data = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
     name = "rnb-" + hashlib.sha256((call + data).encode()).hexdigest()[:10]
     return "".join([
         STYLE, f'<div class="rnb" id="{name}" role="group" aria-label="{html.escape(title)}">',
-        f'<div class="rnb-controls"></div><div class="rnb-picture" aria-live="polite">{first}</div>',
+        f'<div class="rnb-controls"></div><div class="rnb-picture">{first}</div><span class="rnb-live" aria-live="polite"></span>',
         f'<p class="rnb-note">{html.escape(note)}</p><span class="rnb-picked" hidden><input aria-hidden="true"></span>',
         f'<script type="application/json">{data}</script></div>',
         f'<script>(() => {{ {_script(*scripts)} {call}("{name}"); }})();</script>'])
 
-# %% ../nbs/library/20_explorer.ipynb #7890dd5c
+# %% ../nbs/library/20_explorer.ipynb #5c76fd7a
 UP, DOWN = np.array([200., 56., 90.]), np.array([0., 114., 178.])      # colours of a rising and a falling pixel
 
 def png_source(
     a, # values in 0 … 1, shape (height, width) or (height, width, 3): black to white, or colours
 ):
     "The picture itself as an address, for `src` or `href`"
-    a = np.round(np.clip(np.asarray(a, dtype=float), 0, 1) * 255).astype(np.uint8)
+    a = np.asarray(a, dtype=float)
+    if not a.size or not (a.ndim == 2 or a.ndim == 3 and a.shape[2] == 3) or not np.isfinite(a).all():
+        raise ValueError(f"a must have shape (height, width) or (height, width, 3) and finite values, got {a.shape}")
+    a = np.round(np.clip(a, 0, 1) * 255).astype(np.uint8)
     file = io.BytesIO()
     Image.fromarray(a).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
@@ -252,12 +269,14 @@ def signed(
     u = np.abs(d)[..., None] / (np.abs(d).max() or 1.)
     return 1 - u + u * np.where(d[..., None] >= 0, UP, DOWN) / 255
 
-# %% ../nbs/library/20_explorer.ipynb #ce54cccb
+# %% ../nbs/library/20_explorer.ipynb #0b0e3aac
 def bars(
     before,     # probabilities, shape (K,)
     after=None, # those after the attack, drawn below each of the first; None: none
 ):
     "A table of probabilities as bars, with numbers beside them for readers who see no bars"
+    if after is not None and len(after) != len(before):
+        raise ValueError(f"after must have as many entries as before, {len(before)}, got {len(after)}")
     rows = []
     for k, p in enumerate(map(float, before)):
         drawn = [("rnb-before", p)] + ([] if after is None else [("rnb-after", float(after[k]))])
@@ -270,4 +289,4 @@ def percent(
     p, # a share, 0 … 1
 ):
     "In per cent; never 100 for less than all"
-    return "> 99.9 %" if 0.9995 < p < 1 else f"{100 * p:.1f} %"
+    return "> 99.9 %" if 0.9995 <= p < 1 else f"{100 * p:.1f} %"

@@ -6,7 +6,7 @@
 __all__ = ['NORMS', 'RADII', 'PLANE_RADII', 'SHAPES', 'ORANGE', 'BLUE', 'CLICK', 'ROWS', 'perturbation_explorer', 'two_features',
            'boundary_explorer', 'curve_explorer', 'program_explorer', 'Pad', 'digit_pad']
 
-# %% ../nbs/library/21_widgets.ipynb #0b8a4204
+# %% ../nbs/library/21_widgets.ipynb #1140cc92
 import base64, html, math, numbers
 import numpy as np
 import torch
@@ -16,13 +16,13 @@ from .evaluation import accuracy_curve, correct
 from .explorer import Control, Explorer, bars, embed, percent, png, png_source, signed
 from .models import MLP, MNISTNet
 from .objectives import Robust, Standard
-from .perturbation import cross_entropy, in_mode, perturb, shift, value_and_gradient
+from .perturbation import check_labels, cross_entropy, in_mode, logits_of, perturb, shift, value_and_gradient
 from .plots import COLOURS, LABELS, OTHERS
 from .programs import RowBall, RowBudget, linear_program, worst_rows
 from .training import fit
 from .uncertainty import L1, L2, Linf
 
-# %% ../nbs/library/21_widgets.ipynb #f641da33
+# %% ../nbs/library/21_widgets.ipynb #8b82e82b
 NORMS = {"ℓ∞": Linf, "ℓ2": L2, "ℓ1": L1}
 RADII = {"ℓ∞": (0, .02, .04, .055, .08, .1, .15, .2, .3), "ℓ2": (0, .25, .55, 1, 1.5, 2, 2.5, 3, 4),
          "ℓ1": (0, .55, 1, 2, 4, 6, 10, 15, 20), "one pixel": (0, .1, .2, .3, .4, .5, .6, .8, 1)}
@@ -38,9 +38,9 @@ def perturbation_explorer(
     "An image before and after an attack, and the three values of the loss. Raises `TypeError`, `ValueError`."
     models = _models(models)
     _check_images(data, models)
-    radii = {norm: {f"{float(r):g}": float(r) for r in row} for norm, row in _radii(radii, [*NORMS, "one pixel"]).items()}
+    radii = _radii(radii, [*NORMS, "one pixel"])
     images = {f"{k}: a {int(c)}": k for k, c in enumerate(data.y)}
-    counts = {str(k): k for k in steps}
+    counts = {str(k): k for k in _steps(steps)}
     half = (len(next(iter(radii.values()))) - 1) // 2
     controls = dict(net=Control("net", {_label(k): k for k in models}, kind="list"), image=Control("image", images, kind="list"),
                     norm=Control("norm", {k: k for k in radii}, kind="list"), radius=Control("ε", radii, half, by="norm"),
@@ -48,37 +48,57 @@ def perturbation_explorer(
     compute = lambda net, image, norm, radius, steps: _attacked(models[net], data[image], norm, radius, steps)
     return Explorer("A perturbation", controls, compute, _perturbed, frames)
 
-# %% ../nbs/library/21_widgets.ipynb #85960c13
+# %% ../nbs/library/21_widgets.ipynb #21e2c9ef
 def _label(name): return LABELS.get(name, str(name))
 
 def _models(models):
-    models = models if isinstance(models, dict) else {"net": models}
+    models = dict(models) if isinstance(models, dict) else {"net": models}
     if not models or not all(isinstance(m, torch.nn.Module) for m in models.values()):
         raise TypeError(f"models must be a module, or a dict name -> module, got {models!r}")
+    labels = [_label(k) for k in models]
+    if len(set(labels)) < len(labels): raise ValueError(f"models must have names that differ as texts, got {labels}")
     return models
 
 def _check_images(data, models):
     if not isinstance(data, Split): raise TypeError(f"data must be a Split, got {type(data).__name__}")
     if not len(data) or data.x.ndim != 4 or data.x.shape[1] not in (1, 3):
         raise ValueError(f"data must hold images, shape (n, 1 or 3, height, width), got {tuple(data.x.shape)}")
-    if data.x.min() < 0 or data.x.max() > 1: raise ValueError("data must hold pixel values in [0, 1]")
+    low, high = float(data.x.min()), float(data.x.max())
+    if not (low >= 0 and high <= 1): raise ValueError(f"data must hold pixel values in [0, 1], got {low:g} to {high:g}")
     for name, m in models.items():
         if any(p.device != data.x.device for p in m.parameters()):
             raise ValueError(f"data must be on the device of the model {name!r}, got {data.x.device}")
+        check_labels(data.y, len(data), _read(m, data.x[:1]).shape[1])
+
+def _read(model, x):
+    with in_mode(model, "eval"), torch.no_grad(): return logits_of(model, x, values=True)
 
 def _radii(radii, norms):
+    "norm -> {text: radius}, rising, of equal lengths"
     if not isinstance(radii, dict) or not radii or not set(radii) <= set(norms):
         raise ValueError(f"radii must be a dict, norm -> radii, with norms among {', '.join(norms)}, got {radii!r}")
+    found = {}
     for norm, row in radii.items():
-        ok = hasattr(row, "__iter__") and len(list(row)) and all(
-            isinstance(r, numbers.Real) and not isinstance(r, bool) and 0 <= r < math.inf for r in row)
-        if not ok: raise ValueError(f"radii: {norm} must have numbers of at least 0, got {row!r}")
-    return radii
+        row = list(row) if hasattr(row, "__iter__") else row
+        ok = isinstance(row, list) and row and all(
+            isinstance(r, numbers.Real) and not isinstance(r, bool) and 0 <= r <= 1e30 for r in row)
+        texts = [f"{float(r):g}" for r in row] if ok else []
+        if not ok or len(set(texts)) < len(texts) or sorted(row) != row:
+            raise ValueError(f"radii: {norm} must have numbers of at least 0, each larger than the one before, got {row!r}")
+        found[norm] = dict(zip(texts, map(float, row)))
+    if len({len(row) for row in found.values()}) > 1: raise ValueError("radii must have as many entries for every norm")
+    return found
 
-# %% ../nbs/library/21_widgets.ipynb #b809b014
+def _steps(steps):
+    steps = list(steps) if hasattr(steps, "__iter__") else steps
+    ok = isinstance(steps, list) and steps and all(isinstance(k, numbers.Integral) and not isinstance(k, bool) and k > 0 for k in steps)
+    if not ok or len(set(steps)) < len(steps): raise ValueError(f"steps must be different integers of at least 1, got {steps!r}")
+    return steps
+
+# %% ../nbs/library/21_widgets.ipynb #a710b2a5
 def _attacked(model, one, norm, radius, steps):
     "The state of the explorer: numbers and arrays of one image"
-    x, y = one.x, one.y
+    x, y = one.x.detach(), one.y
     with in_mode(model, "eval"): value, grad = value_and_gradient(model, x, y, cross_entropy)
     if norm in NORMS:
         U = NORMS[norm](radius)
@@ -90,12 +110,9 @@ def _attacked(model, one, norm, radius, steps):
                 attacked=float(cross_entropy(logits[1:], y)), before=before, after=after, norm=norm, radius=radius,
                 read=int(before.argmax()), then=int(after.argmax()))
 
-def _read(model, x):
-    with in_mode(model, "eval"), torch.no_grad(): return model(x)
-
 def _one_pixel(model, x, y, grad, radius, tries):
     "The largest gain of the linearised loss by one entry, and the best on the net of so many entries"
-    room = torch.where(grad > 0, 1 - x, x).clamp(max=radius)
+    room = torch.where(grad > 0, 1 - x, x).clamp(max=min(radius, 1.))
     gain, place = (grad.abs() * room).flatten().topk(min(tries, x.numel()))
     moved = x.flatten(1).repeat(len(place), 1)
     moved[torch.arange(len(place)), place] += (grad.sign() * room).flatten()[place]
@@ -103,36 +120,38 @@ def _one_pixel(model, x, y, grad, radius, tries):
     best = cross_entropy(_read(model, moved), y.expand(len(place))).argmax()
     return gain[:1], moved[best][None]
 
-def _picture(a): return a.permute(1, 2, 0).squeeze(2).cpu().numpy() if len(a) == 1 else a.permute(1, 2, 0).cpu().numpy()
+def _picture(a):
+    a = a.detach().float().permute(1, 2, 0).cpu().numpy()
+    return a[:, :, 0] if a.shape[2] == 1 else a
 
 def _perturbed(s):
     largest = float(s["delta"].abs().max())
     factor = f"Δ, × {1 / largest:.2g}" if largest else "Δ = 0"
-    changes = signed(s["delta"].mean(0).cpu().numpy())
-    figures = ((f"x: a {s['y']}", png(_picture(s["x"]), "x")), (factor, png(changes, "the perturbation")),
+    changes = signed(s["delta"].float().mean(0).cpu().numpy())
+    figures = ((f"x: a {s['y']}", png(_picture(s["x"]), "x")), (factor, png(changes, f"the perturbation, {s['norm']}, ε = {s['radius']:g}")),
                ("x + Δ", png(_picture(s["x"] + s["delta"]), "x + Δ")))
     row = "".join(f"<figure><figcaption>{t}</figcaption>{image}</figure>" for t, image in figures)
     said = f"Read as <b>{s['read']}</b> ({percent(s['before'][s['read']])}), after the attack as <b>{s['then']}</b> ({percent(s['after'][s['then']])})."
     values = f"J(x) = {s['value']:.3g}; J(x) + max ⟨∇J, Δ⟩ = {s['linear']:.3g}; J(x + Δ) = {s['attacked']:.3g}"
     return f'<div class="rnb-row">{row}{bars(s["before"], s["after"])}</div><p class="rnb-said">{said}<br>{values}</p>'
 
-# %% ../nbs/library/21_widgets.ipynb #4de814ce
+# %% ../nbs/library/21_widgets.ipynb #a15a7f9f
 def two_features(
-    n=60,   # points, half of each class
+    n=80,   # points, half of each class
     seed=0, # of the draw
 )->Split:
     "Classes told apart by x₁ always, with a narrow gap, and by x₂ nine times in ten, with a wide one: x in [0, 1]², shape (n, 2)"
     for name, v, least in (("n", n, 2), ("seed", seed, 0)):
         if isinstance(v, bool) or not isinstance(v, numbers.Integral) or not least <= v < 1 << 62:
             raise ValueError(f"{name} must be an integer of at least {least}, got {v!r}")
-    g = torch.Generator().manual_seed(seed)
-    k = torch.arange(n)
+    g = torch.Generator().manual_seed(int(seed))
+    k = torch.arange(int(n))
     sign = 2. * (k % 2) - 1
     x1 = 0.5 + sign * (0.04 + 0.09 * torch.rand(n, generator=g))
-    x2 = 0.5 + 0.2 * torch.where(k < n // 10, -sign, sign) + 0.07 * torch.randn(n, generator=g)
+    x2 = 0.5 + 0.2 * torch.where(k < n // 10, -sign, sign) + 0.05 * torch.randn(n, generator=g)
     return Split(torch.stack([x1, x2], 1).clamp(0, 1), k % 2)
 
-# %% ../nbs/library/21_widgets.ipynb #e892c241
+# %% ../nbs/library/21_widgets.ipynb #c56769cb
 PLANE_RADII = {"ℓ∞": (0, .02, .04, .06, .09, .12), "ℓ2": (0, .02, .04, .07, .1, .14), "ℓ1": (0, .02, .05, .08, .12, .17)}
 
 def boundary_explorer(
@@ -145,9 +164,13 @@ def boundary_explorer(
     "Regions of a standard and a robust net, and the set around each point. Raises `TypeError`, `ValueError`."
     data = two_features() if data is None else data
     if not isinstance(data, Split): raise TypeError(f"data must be a Split or None, got {type(data).__name__}")
-    if data.x.ndim != 2 or data.x.shape[1] != 2 or data.x.min() < 0 or data.x.max() > 1 or data.y.max() > 1:
-        raise ValueError(f"data must hold points in [0, 1]² of classes 0 and 1, shape (n, 2), got {tuple(data.x.shape)}")
-    radii = {norm: {f"{float(r):g}": float(r) for r in row} for norm, row in _radii(radii, NORMS).items()}
+    if data.x.ndim != 2 or data.x.shape[1] != 2 or not len(data):
+        raise ValueError(f"data must hold points, shape (n, 2) with n at least 1, got {tuple(data.x.shape)}")
+    if not ((data.x >= 0) & (data.x <= 1)).all() or not ((data.y == 0) | (data.y == 1)).all():
+        raise ValueError("data must hold points in [0, 1]² of classes 0 and 1, got "
+                         f"{data.x.min():g} to {data.x.max():g} and classes {data.y.unique().tolist()}")
+    data = Split(data.x.detach().float().cpu(), data.y.cpu())
+    radii = _radii(radii, NORMS)
     trained = {}
     def net(objective):
         if repr(objective) not in trained: trained[repr(objective)] = _plane_net(data, objective, epochs)
@@ -160,13 +183,13 @@ def boundary_explorer(
     controls = dict(norm=Control("norm", {k: k for k in radii}, kind="list"), radius=Control("ε", radii, start, by="norm"))
     return Explorer("A decision boundary", controls, compute, _boundaries, frames)
 
-# %% ../nbs/library/21_widgets.ipynb #df1e5b52
+# %% ../nbs/library/21_widgets.ipynb #2f039515
 def _plane_net(data, objective, epochs):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = MLP(2, 64, 64, 2)
     how = dict(epochs=epochs, batch_size=20, lr=0.05, weight_decay=0., lr_decay=0., device="cpu", progress=False)
-    fit(net, Split(data.x.cpu(), data.y.cpu()), objective, **how)
+    fit(net, data, objective, **how)
     return net.eval()
 
 def _directions(norm, n=48):
@@ -181,11 +204,11 @@ def _regions(net, data, U, side=64):
     axis = (torch.arange(side) + 0.5) / side
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2)
     around = torch.cat([r * U.radius * _directions(norm) for r in (1 / 3, 2 / 3, 1.)])
-    near = data.x.cpu()[:, None] + around
+    near = data.x[:, None] + around
     with torch.no_grad():
         share = (net(grid)[:, 1] - net(grid)[:, 0]).sigmoid().view(side, side)
-        right = net(data.x.cpu()).argmax(1) == data.y.cpu()
-        safe = (net(near.reshape(-1, 2)).argmax(1).view(len(data), -1) == data.y.cpu()[:, None]).all(1) & right
+        right = net(data.x).argmax(1) == data.y
+        safe = (net(near.reshape(-1, 2)).argmax(1).view(len(data), -1) == data.y[:, None]).all(1) & right
     return dict(share=share.numpy(), accuracy=float(right.double().mean()), robust=float(safe.double().mean()), reached=(~safe).numpy())
 
 def _boundaries(s):
@@ -210,14 +233,14 @@ def _panel(title, at, s, side=320):
         f'<circle cx="{u:.1f}" cy="{v:.1f}" r="4" fill="{"#b3470f" if c else "#12508f"}" stroke="#000" stroke-width="{2 * bad}"/>'
         for (u, v), c, bad in zip(places, s["data"].y.tolist(), at["reached"]))
     return (
-        f'<figure style="flex:1 1 300px;max-width:360px"><figcaption style="max-width:none">{html.escape(title)}</figcaption>'
+        f'<figure style="flex:1 1 40%;max-width:360px"><figcaption style="max-width:none">{html.escape(title)}</figcaption>'
         f'<svg viewBox="0 0 {side} {side}" role="img" aria-label="{html.escape(title)}">'
         f'<image href="{image}" width="{side}" height="{side}" preserveAspectRatio="none" style="image-rendering:auto"/>'
-        f'<path d="{sets}" fill="#fff3" stroke="#0006" stroke-width="0.8"/>{points}</svg></figure>')
+        f'<path d="{sets}" fill="#fff3" stroke="#0004" stroke-width="0.8"/>{points}</svg></figure>')
 
 ORANGE, BLUE = np.array([224, 122, 60]) / 255, np.array([60, 120, 200]) / 255
 
-# %% ../nbs/library/21_widgets.ipynb #a190ea99
+# %% ../nbs/library/21_widgets.ipynb #064b1219
 def curve_explorer(
     models,      # a model, or a dict name -> model
     data:Split,  # images to measure on, with labels, in pixel values
@@ -231,7 +254,7 @@ def curve_explorer(
     _check_images(data, models)
     if isinstance(show, bool) or not isinstance(show, numbers.Integral) or show < 1:
         raise ValueError(f"show must be an integer of at least 1, got {show!r}")
-    radii = {norm: {f"{float(r):g}": float(r) for r in row} for norm, row in _radii(radii, NORMS).items()}
+    radii = _radii(radii, NORMS)
     cells = [(norm, name) for norm in radii for name in models]
     curves = {(norm, name): accuracy_curve(models[name], data.x, data.y, NORMS[norm](1.), radii[norm].values()).tolist()
               for norm, name in tqdm(cells, desc="curves", leave=False, disable=len(data) < 500)}
@@ -246,14 +269,15 @@ def curve_explorer(
                     radius=Control("ε", radii, (len(next(iter(radii.values()))) - 1) // 2, by="norm"))
     return Explorer("Accuracy against ε", controls, compute, _curves, frames)
 
-# %% ../nbs/library/21_widgets.ipynb #18c7777f
+# %% ../nbs/library/21_widgets.ipynb #f48a8a81
 def _flips(model, data, U, kept, show):
     "Images that the step flips, `show` of them, what they are read as, and how many there are; one gradient serves all sets"
     if not kept:
         with in_mode(model, "eval"):
             parts = [value_and_gradient(model, x, y) for x, y in zip(data.x.split(500), data.y.split(500))]
         kept.update(grad=torch.cat([g for _, g in parts]), right=correct(model, data.x, data.y))
-    moved = shift(data.x, U.steepest_ascent(kept["grad"], data.x, (0., 1.), check=False), (0., 1.))
+    x = data.x.detach()
+    moved = shift(x, U.steepest_ascent(kept["grad"], x, (0., 1.), check=False), (0., 1.))
     read = torch.cat([_read(model, x).argmax(1) for x in moved.split(500)])
     flipped = (kept["right"] & (read != data.y)).nonzero().flatten()
     some = flipped[:show]
@@ -287,9 +311,9 @@ def _curves(s, w=440, h=250):
             f"{s['flipped']} of {s['right']} images that were read correctly flip{', the first of them:' if images else ''}")
     return f'{plot}<p class="rnb-said">{said}</p><div class="rnb-thumbs">{images}</div>'
 
-# %% ../nbs/library/21_widgets.ipynb #fba639d7
+# %% ../nbs/library/21_widgets.ipynb #ede91af5
 ROWS = {"ℓ∞ ball": lambda r: RowBall(math.inf, r), "ℓ2 ball": lambda r: RowBall(2, r), "ℓ1 ball": lambda r: RowBall(1, r),
-        "budget Γ = 1": lambda r: RowBudget([r, r], 1.)}
+        "budget Γ = 1.5": lambda r: RowBudget([r, r], 1.5)}
 
 def program_explorer(
     c=(3., 2.),                                      # gain to maximise, shape (2,)
@@ -300,24 +324,28 @@ def program_explorer(
     frames=None,                              # what to keep with a page, as in `Explorer`: names rows, radius
 )->Explorer:
     "max cᵀx over Ax ≤ b, x ≥ 0, its robust counterpart beside it. Raises `TypeError`, `ValueError`."
-    c, A, b = (np.asarray(v, dtype=float) for v in (c, A, b))
+    try: c, A, b = (np.asarray(v).astype(float, casting="same_kind") for v in (c, A, b))
+    except (TypeError, ValueError): raise TypeError("c, A, b must hold real numbers, A in rows of equal length") from None
     if c.shape != (2,) or A.ndim != 2 or A.shape[1] != 2 or b.shape != (len(A),):
         raise ValueError(f"c, A, b must have shapes (2,), (m, 2), (m,), got {c.shape}, {A.shape}, {b.shape}")
+    if not all(np.isfinite(v).all() for v in (c, A, b)) or not (c > 0).any():
+        raise ValueError(f"c, A, b must be finite, and some entry of c positive, got c = {c.tolist()}")
     if not (b > 0).all(): raise ValueError(f"b must be positive, so that 0 is feasible, got {b.tolist()}")
-    rho = {f"{float(r):g}": float(r) for r in _radii({"ρ": radii}, ["ρ"])["ρ"]}
+    rho = _radii({"ρ": radii}, ["ρ"])["ρ"]
     nominal = linear_program(-c, A, b, lower=0.)
+    most = 1.5 * float(np.linalg.norm(nominal.x))
     def compute(rows, radius):
         s = ROWS[rows](radius)
         robust = linear_program(-c, A, b, rows=s, lower=0.)
         worst = lambda x: float(((A + worst_rows(A, x, s)) @ x - b).max())
         return dict(rows=rows, radius=radius, nominal=-nominal.value, robust=-robust.value, x=nominal.x, robust_x=robust.x,
-                    violation=worst(nominal.x), robust_violation=worst(robust.x), region=_region(A, b, None), robust_region=_region(A, b, s), c=c)
+                    violation=worst(nominal.x), robust_violation=worst(robust.x), region=_region(A, b, None, most), robust_region=_region(A, b, s, most), c=c)
     controls = dict(rows=Control("errors of a row", {k: k for k in ROWS}, kind="list"), radius=Control("ρ", rho, list(rho)[len(rho) // 3]))
     return Explorer("A robust linear program", controls, compute, _programs, frames)
 
-# %% ../nbs/library/21_widgets.ipynb #efb1e733
-def _region(A, b, rows, n=181, most=50.):
-    "Its boundary in the quadrant x ≥ 0, shape (n, 2), by how far each ray from 0 goes"
+# %% ../nbs/library/21_widgets.ipynb #2f5fdddd
+def _region(A, b, rows, most, n=181):
+    "Its boundary in the quadrant x ≥ 0, shape (n, 2), by how far each ray from 0 goes, at most so far"
     t = np.linspace(0, math.pi / 2, n)
     u = np.stack([np.cos(t), np.sin(t)], 1)
     speed = u @ A.T + (0 if rows is None else np.array([[rows.support(v)] for v in u]))
@@ -328,20 +356,21 @@ def _programs(s, side=340):
     scale = (side - 50) / max(s["region"].max(), 1e-9)
     px = lambda p: f"{34 + scale * p[0]:.1f} {side - 30 - scale * p[1]:.1f}"
     area = lambda region: f"M{px((0, 0))}L" + "L".join(map(px, region)) + "z"
-    dot = lambda p, colour: '<circle cx="{}" cy="{}" r="5" fill="{}"/>'.format(*px(p).split(), colour)
-    ticks = "".join(f'<text x="{px((k, 0)).split()[0]}" y="{side - 14}" text-anchor="middle">{k}</text><text x="26" y="{px((0, k)).split()[1]}" text-anchor="end">{k}</text>'
-                    for k in range(0, int(s["region"].max()) + 1))
-    plot = (f'<svg viewBox="0 0 {side} {side}" style="max-width:{side}px" role="img" aria-label="feasible set, nominal and robust">'
+    dot = lambda p, colour: '<circle cx="{}" cy="{}" r="5" fill="{}" stroke="currentColor" stroke-width="1.5"/>'.format(*px(p).split(), colour)
+    places = [float(f"{t:.1g}") for t in (0, s["region"].max() / 2, s["region"].max() * 0.95)]
+    ticks = "".join(f'<text x="{px((k, 0)).split()[0]}" y="{side - 14}" text-anchor="middle">{k:g}</text>'
+                    f'<text x="28" y="{px((0, k)).split()[1]}" text-anchor="end">{k:g}</text>' for k in places)
+    plot = (f'<svg viewBox="0 0 {side} {side}" style="max-width:{side}px" role="img" aria-label="feasible set, nominal and robust, ρ = {s["radius"]:g}">'
             f'<path d="{area(s["region"])}" fill="#8882" stroke="currentColor" stroke-dasharray="4 3"/>'
             f'<path d="{area(s["robust_region"])}" fill="#0072b266" stroke="#0072b2"/>{ticks}'
-            f'{dot(s["x"], "currentColor")}{dot(s["robust_x"], "#c8385a")}'
+            f'{dot(s["x"], "none")}{dot(s["robust_x"], "#c8385a")}'
             f'<text x="{side / 2}" y="{side - 1}" text-anchor="middle">x₁</text><text x="0" y="{side / 2}">x₂</text></svg>')
-    broken = f"breaks a constraint by up to {s['violation']:.2f}" if s["violation"] > 1e-6 else "breaks no constraint"
-    said = (f"Nominal optimum (dashed region, grey dot): {s['nominal']:.3f}; within this set it {broken}.<br>"
-            f"Robust optimum (blue region, red dot): {s['robust']:.3f}, a price of {percent(max(0., 1 - s['robust'] / s['nominal']))}; it holds for all data in the set.")
+    broken = f"breaks a constraint by up to {s['violation']:.2g}" if s["violation"] > 1e-6 else "breaks no constraint"
+    said = (f"Nominal optimum (dashed region, hollow dot): {s['nominal']:.4g}; within this set it {broken}.<br>"
+            f"Robust optimum (blue region, red dot): {s['robust']:.4g}, a price of {percent(max(0., 1 - s['robust'] / s['nominal']))}; it holds for all data in the set.")
     return f'<div class="rnb-row">{plot}</div><p class="rnb-said">{said}</p>'
 
-# %% ../nbs/library/21_widgets.ipynb #5d43a501
+# %% ../nbs/library/21_widgets.ipynb #130c164a
 class Pad:
     "HTML that shows itself"
     def __init__(self, page): self.page = page
@@ -354,11 +383,14 @@ def digit_pad(
 )->Pad:
     "Draw a digit and attack it, in the browser. Raises `TypeError`, `ValueError`."
     models = _models(models)
-    _check_images(data, models)
+    _check_images(data, {})
     if data.x.shape[1:] != (1, 28, 28): raise ValueError(f"data must have shape (n, 1, 28, 28), got {tuple(data.x.shape)}")
     for name, m in models.items():
-        if not isinstance(m, MNISTNet) or m.recipe != "pixel":
-            raise TypeError(f"models must be MNISTNets in the pixel recipe, got {name!r}: {type(m).__name__}")
+        like = {k: v.shape for k, v in MNISTNet().state_dict().items()}
+        if type(m) is not MNISTNet or m.recipe != "pixel" or {k: v.shape for k, v in m.state_dict().items()} != like:
+            raise TypeError(f"models must be MNISTNets in the pixel recipe, as they are, got {name!r}: {type(m).__name__}")
+        if not all(v.isfinite().all() for v in m.state_dict().values()): raise ValueError(f"models: {name!r} must have finite weights")
+    _check_images(data, models)
     flat = {k: torch.cat([v.detach().flatten() for v in m.state_dict().values()]).float().cpu().numpy() for k, m in models.items()}
     encoded = lambda a: base64.b64encode(a.tobytes()).decode()
     nets = [dict(name=_label(k), weights=encoded(w.astype("<f4"))) for k, w in flat.items()]

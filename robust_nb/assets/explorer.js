@@ -4,7 +4,7 @@ function robust_nb_frames(id) {
   for (const box of document.querySelectorAll(`[id="${id}"]`)) {
     if (box.dataset.ready) continue;
     box.dataset.ready = "yes";
-    const { controls, frames } = JSON.parse(box.querySelector("script").textContent);
+    const { controls, frames } = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
     const at = controls.map(c => c.start), texts = k => {
       const { texts, by } = controls[k];
       return by ? texts[at[controls.findIndex(c => c.name === by)]] : texts;
@@ -18,6 +18,8 @@ function robust_nb_frames(id) {
         inputs[k].nextElementSibling.textContent = texts(k)[at[k]];
       });
       picture.innerHTML = frames[at.join()];
+      const said = picture.querySelector(".rnb-said");
+      box.querySelector(".rnb-live").textContent = said ? said.textContent : "";   // for readers who hear the page
     };
     controls.forEach((c, k) => {
       const label = document.createElement("label");
@@ -33,11 +35,12 @@ function robust_nb_frames(id) {
       }
       input.name = c.name;
       input.addEventListener("input", () => { at[k] = +input.value; show(); });
+      if (texts(k).length === 1) label.style.display = "none";               // nothing to choose
       inputs.push(input);
       place.append(label);
     });
     box.querySelector(".rnb-picked input").addEventListener("change", e => {   // a point of the picture was clicked: NAME=TEXT
-      const [name, text] = e.target.value.split("="), k = controls.findIndex(c => c.name === name), j = texts(k).indexOf(text);
+      const [name, text] = e.target.value.split("="), k = controls.findIndex(c => c.name === name), j = k < 0 ? -1 : texts(k).indexOf(text);
       if (j >= 0) { at[k] = j; show(); }
     });
     show();

@@ -7,7 +7,7 @@ function robust_nb_pad(id) {
   for (const box of document.querySelectorAll(`[id="${id}"]`)) {
     if (box.dataset.ready) continue;
     box.dataset.ready = "yes";
-    const data = JSON.parse(box.querySelector("script").textContent);
+    const data = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
     const nets = data.nets.map(n => ({ name: n.name, net: new robust_nb.Net(robust_nb.decode(n.weights)) }));
     const digits = data.digits.map(d => ({ y: d.y, x: Float64Array.from(atob(d.x), c => c.charCodeAt(0) / 255) }));
     const radius = { ...START };
@@ -19,23 +19,23 @@ function robust_nb_pad(id) {
     const net = pick("net", nets.map((n, k) => [k, n.name])), norm = pick("norm", Object.entries(NORMS).map(([k, v]) => [k, v[0]]));
     const size = range("radius", 0, ...NORMS.linf.slice(1), START.linf), count = range("steps", 1, 20, 1, 1);
     const sizeText = make("output"), countText = make("output"), clear = make("button", { type: "button", textContent: "Clear" });
-    box.querySelector(".rnb-controls").append(make("label", {}, "Net", net), make("label", {}, "Norm", norm), make("label", {}, "ε", size, sizeText), make("label", {}, "Steps", count, countText), clear);
+    box.querySelector(".rnb-controls").append(make("label", {}, "net", net), make("label", {}, "norm", norm), make("label", {}, "ε", size, sizeText), make("label", {}, "steps", count, countText), clear);
 
     const canvas = label => { const c = make("canvas", { width: SIDE, height: SIDE }); c.setAttribute("role", "img"); c.setAttribute("aria-label", label); return c; };
     const figure = (c, text) => make("figure", {}, make("figcaption", {}, text), c);
     const pad = canvas("your digit: draw with the mouse or a finger"), change = canvas("the perturbation"), after = canvas("the perturbed digit");
     pad.classList.add("rnb-draw");
-    const changeFigure = figure(change, ""), bars = make("table", { className: "rnb-bars" }), said = make("p", { className: "rnb-said" });
+    const padFigure = figure(pad, ""), changeFigure = figure(change, ""), bars = make("table", { className: "rnb-bars" }), said = make("p", { className: "rnb-said" });
     said.setAttribute("aria-live", "polite");
     const thumbs = make("div", { className: "rnb-thumbs" });
     digits.forEach((d, k) => {
-      const c = canvas(`test digit, a ${d.y}`), b = make("button", { type: "button", title: `a ${d.y}` }, c);
+      const c = canvas(`test digit, a ${d.y}`), b = make("button", { type: "button", title: `load test digit, a ${d.y}` }, c);
       paint(c, d.x);
       b.addEventListener("click", () => { x = d.x; y = d.y; drawn = false; show(); });
       thumbs.append(b);
     });
     box.querySelector(".rnb-picture").replaceChildren(
-      make("div", { className: "rnb-row" }, figure(pad, "x: draw here"), changeFigure, figure(after, "x + Δ"), bars), said, thumbs);
+      make("div", { className: "rnb-row" }, padFigure, changeFigure, figure(after, "x + Δ"), bars), said, thumbs);
 
     function paint(c, v) {
       const image = c.getContext("2d").createImageData(SIDE, SIDE);
@@ -52,24 +52,35 @@ function robust_nb_pad(id) {
       c.getContext("2d").putImageData(image, 0, 0);
     }
 
-    const percent = p => p > 0.9995 && p < 1 ? "> 99.9 %" : `${(100 * p).toFixed(1)} %`;
+    const percent = p => p >= 0.9995 && p < 1 ? "> 99.9 %" : `${(100 * p).toFixed(1)} %`;
     const both = (p, q) => Math.max(p, q) < 0.0005 ? "" : `${percent(p)} → ${percent(q)}`;
     const number = v => v && Math.abs(v) < 1e-3 ? v.toExponential(2) : v.toPrecision(3);
 
     function show() {
+      paint(pad, x);
+      padFigure.firstChild.textContent = drawn ? "x: your digit" : `x: a ${y}; draw to replace it`;
+      sizeText.textContent = radius[norm.value].toFixed(norm.value === "linf" ? 3 : 2);
+      countText.textContent = count.value;
+      size.setAttribute("aria-valuetext", `${sizeText.textContent} in ${NORMS[norm.value][0]}`);
+      if (!x.some(v => v)) {                                               // nothing is drawn: nothing to read
+        paint(after, x);
+        paintChange(change, x, 0);
+        changeFigure.firstChild.textContent = "Δ";
+        bars.innerHTML = "";
+        said.textContent = "Draw a digit above, or choose one below.";
+        box.state = { x };
+        return;
+      }
       const start = performance.now(), n = nets[net.value].net, r = radius[norm.value], before = robust_nb.softmax(n.logits(x));
       const read = before.indexOf(Math.max(...before)), label = drawn ? read : y;
       const found = robust_nb.perturb(n, x, label, norm.value, r, +count.value), now = robust_nb.softmax(found.logits), then = now.indexOf(Math.max(...now));
       const delta = found.x.map((v, i) => v - x[i]), most = robust_nb.norms.linf(delta);
-      paint(pad, x);
       paint(after, found.x);
       paintChange(change, delta, most);
       changeFigure.firstChild.textContent = most ? `Δ, × ${(1 / most).toPrecision(2)}` : "Δ = 0";
       bars.innerHTML = before.map((p, k) => `<tr><th>${k}</th><td><i class="rnb-before" style="width:${100 * p}%"></i><i class="rnb-after" style="width:${100 * now[k]}%"></i></td><td>${both(p, now[k])}</td></tr>`).join("");
       said.innerHTML = `${drawn ? "Your digit" : `A ${y}`}: read as <b>${read}</b> (${percent(before[read])}), after the attack as <b>${then}</b> (${percent(now[then])}).<br>` +
         `J(x) = ${number(found.before)}; J(x) + max ⟨∇J, Δ⟩ = ${number(found.before + found.support)}; J(x + Δ) = ${number(found.value)}`;
-      sizeText.textContent = r.toFixed(norm.value === "linf" ? 3 : 2);
-      countText.textContent = count.value;
       Object.assign(box.dataset, { read, then, y: label, milliseconds: (performance.now() - start).toFixed(1), count: +(box.dataset.count || 0) + 1 });
       box.state = { x, label, before, now, found, delta, net: +net.value, norm: norm.value, radius: r, steps: +count.value };
     }
