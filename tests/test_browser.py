@@ -113,7 +113,7 @@ def test_boundary_and_program_on_the_page(page, site):
     moved(box, lambda: box.locator("[name=norm]").select_option(label="ℓ1"))
     assert "ε = 0.05" in moved(box, lambda: slide(box.locator("[name=radius]"), 2))
     box = explorer(page, "A robust linear program")
-    moved(box, lambda: box.locator("[name=rows]").select_option(label="budget Γ = 1"))
+    moved(box, lambda: box.locator("[name=rows]").select_option(label="budget Γ = 1.5"))
     assert "a price of 0.0 %" in moved(box, lambda: slide(box.locator("[name=radius]"), 0))
     assert not page.errors
 
