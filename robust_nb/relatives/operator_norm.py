@@ -48,7 +48,7 @@ def operator_norm(
     u = u / u.norm().clamp(min=1e-30)
     return (u * _map(layer, v)).sum(), v[0]                      # its gradient is u vᵀ, that of the norm
 
-# %% ../../nbs/relatives/03_operator_norm.ipynb #5b75d708
+# %% ../../nbs/relatives/03_operator_norm.ipynb #de2f05eb
 def shapes(
     model, # any net of dense and convolutional layers
     x,     # at least one sample, shape (n, ...)
@@ -79,7 +79,7 @@ def lipschitz_bound(
     iterations=500, # of power iteration, per layer
 ):
     "∏ₖ ‖Wₖ‖_op, a float. What the model does besides its layers, such as a division by STD, is the caller's to count."
-    return math.prod(float(operator_norm(m, shape, iterations)[0]) for m, shape in shapes(model, x).values())
+    return math.prod(operator_norm(m, shape, iterations)[0].item() for m, shape in shapes(model, x).values())
 
 # %% ../../nbs/relatives/03_operator_norm.ipynb #e22b1eed
 class OperatorNorm(Standard):
