@@ -240,13 +240,15 @@ def live(lab, browser):
     page.close()
 
 def changed(box, act):
-    "The picture after `act`, once it differs"
+    "The picture after `act`, once it differs and stays as it is"
     picture = box.locator(".rnb-picture")
-    before = picture.inner_html()
+    before = last = picture.inner_html()
     act()
     for _ in range(100):
-        if (now := picture.inner_html()) != before: return now
-        time.sleep(.1)
+        time.sleep(.3)
+        now = picture.inner_html()
+        if now == last != before: return now
+        last = now
     shot(box.page, "did-not-change")
     raise AssertionError("the picture did not change")
 
