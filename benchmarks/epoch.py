@@ -5,7 +5,7 @@ Then: is ours no less accurate than the peers, by more than a margin? Clean 0.2 
 MNIST: the paper's net, pixel recipe, ℓ∞ r = 0.055. Ours is `MNISTNet`; peers get the same net as one writes it from its description, which computes the same function.
 CIFAR-10: `CIFARNet`, the same module for all, ℓ∞ r = 8/255, no augmentation. Times, and that the losses are finite; accuracies after so few steps mean nothing.
     python -m pip install --no-deps --target .peers -r benchmarks/peers.txt
-    PYTHONPATH=.peers python benchmarks/epoch.py [--data mnist|mnist5k|cifar10|FOLDER] [--root DIR] [--images N] [--epochs 5] [--seeds 3] [--out FILE.json]"""
+    PYTHONPATH=.peers python benchmarks/epoch.py [--data mnist|mnist5k|cifar10|FOLDER] [--root DIR] [--images N] [--epochs 5] [--seeds 3] [--precision float32 bfloat16] [--out FILE.json]"""
 import argparse, contextlib, io, logging, math, statistics, tempfile, time, warnings
 
 import numpy as np
@@ -90,7 +90,7 @@ class ART:
         return time.perf_counter() - start
 
 
-def sides(train, seed, radius, batch, ours, plain):
+def sides(train, seed, radius, batch, ours, plain, precisions):
     "name -> a trainer with a net of its own; `ours` and `plain` make nets that compute the same function"
     torch.manual_seed(seed)
     start = list(ours().parameters())
@@ -102,7 +102,7 @@ def sides(train, seed, radius, batch, ours, plain):
         return net
     robust = Robust(Linf(radius))
     mine = {f"ours, {what}, {precision}": Ours(fresh(ours), train, batch, seed, objective, precision)
-            for what, objective in (("standard", Standard()), ("Algorithm 1", robust)) for precision in ("float32", "bfloat16")}
+            for what, objective in (("standard", Standard()), ("Algorithm 1", robust)) for precision in precisions}
     return mine | {"plain PyTorch, standard": Plain(fresh(plain), train, batch, seed), "torchattacks loop": Plain(fresh(plain), train, batch, seed, radius),
                    "ART trainer": ART(fresh(plain), train, batch, seed, radius)}
 
@@ -128,8 +128,8 @@ def not_worse(m, mean, half):
 def summary(said):
     "Ratios of times and differences of accuracy, of what was measured so far"
     flat = {k: [s for seed in v for s in seed] for k, v in said["seconds"].items()}
-    if all(len(v) > 2 for v in flat.values()): said["ratios"] = {k: [round(v, 3) for v in ratio(flat[num], flat[den])] for k, num, den in RATIOS}
-    pairs = [(f"ours, Algorithm 1, {precision}", peer) for precision in ("float32", "bfloat16") for peer in ("torchattacks loop", "ART trainer")]
+    if all(len(v) > 2 for v in flat.values()): said["ratios"] = {k: [round(v, 3) for v in ratio(flat[num], flat[den])] for k, num, den in RATIOS if {num, den} <= flat.keys()}
+    pairs = [(f"ours, Algorithm 1, {precision}", peer) for precision in said["precisions"] for peer in ("torchattacks loop", "ART trainer")]
     if said["accuracy"]: said["differences"] = {f"{mine} − {peer}": {m: interval(v, said["accuracy"][peer][m]) for m, v in said["accuracy"][mine].items()} for mine, peer in pairs}
     return said
 
@@ -157,6 +157,7 @@ def main():
     p.add_argument("--root"), p.add_argument("--out")
     p.add_argument("--images", type=int, help="use so many of the training images only")
     p.add_argument("--epochs", type=int, default=5), p.add_argument("--seeds", type=int, default=3)
+    p.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=("float32", "bfloat16"), help="of our own sides; bfloat16 is slow on processors without it")
     a = p.parse_args()
     data = load(a.data, root=a.root, device="cpu")
     cifar = data.train.x.shape[1] == 3
@@ -164,8 +165,8 @@ def main():
     train, radius, batch = data.train[some.sort().values], 8 / 255 if cifar else 0.055, 128 if cifar else 100
     peers = ", ".join(require(k, v) for k, v in {"torchattacks": "3.5.1", "adversarial-robustness-toolbox": "1.20.1"}.items())
     what = f"{data.name}, {len(train):,} training images, batch {batch}, {'CIFARNet' if cifar else 'the paper net, pixel recipe'}, ℓ∞ r = {radius:.4g}, {a.epochs} epochs, seeds 0–{a.seeds - 1}"
-    said = dict(versions=peers, what=what, margins=MARGINS, seconds={}, accuracy={}, loss={}, ratios={}, differences={})
-    make = (models.CIFARNet, models.CIFARNet) if cifar else (models.MNISTNet, written_out)
+    said = dict(versions=peers, what=what, margins=MARGINS, precisions=list(a.precision), seconds={}, accuracy={}, loss={}, ratios={}, differences={})
+    make = (*((models.CIFARNet, models.CIFARNet) if cifar else (models.MNISTNet, written_out)), a.precision)
     U, x, y = Linf(radius), data.test.x, data.test.y
     for name, s in sides(train[:2 * batch], 0, radius, batch, *make).items(): s.epoch()        # warm-up, not counted
     for seed in range(a.seeds):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Trades', 'Mart', 'GradientPenalty']
 
-# %% ../../nbs/relatives/04_trades.ipynb #07a27e3b
+# %% ../../nbs/relatives/04_trades.ipynb #dd2a4aed
 import math, numbers
 import torch
 import torch.nn.functional as F
 from ..objectives import Robust, Standard, _accuracy, _mean_loss
 from ..perturbation import check_labels, cross_entropy, logits_of, perturb
-from .vat import divergence
 from ..uncertainty import UncertaintySet
+from ..virtual import divergence
 
 # %% ../../nbs/relatives/04_trades.ipynb #1da55298
 def _check_weight(name, v):
