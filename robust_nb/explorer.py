@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['STYLE', 'UP', 'DOWN', 'Control', 'Explorer', 'embed', 'png_source', 'png', 'signed', 'bars', 'percent']
 
-# %% ../nbs/library/20_explorer.ipynb #dd3ce79e
-import base64, hashlib, html, io, itertools, json, numbers
+# %% ../nbs/library/20_explorer.ipynb #54c14d75
+import base64, hashlib, html, io, itertools, json, numbers, re
 from importlib.resources import files
 import ipywidgets as widgets
 import numpy as np
@@ -185,7 +185,7 @@ def _same(a, b):
     try: return a is b or bool(a == b)
     except (ValueError, RuntimeError, TypeError): return False          # tensors of several numbers
 
-# %% ../nbs/library/20_explorer.ipynb #d09f5eab
+# %% ../nbs/library/20_explorer.ipynb #70bd608b
 @patch
 def page(self:Explorer):
     "The HTML that needs no kernel: controls, frames, style and script in one"
@@ -194,7 +194,9 @@ def page(self:Explorer):
     shown = list(itertools.product(*(range(len(v)) for v in kept.values())))
     frames = {",".join(map(str, at)): self._frame({k: v[i] for (k, v), i in zip(kept.items(), at)})
               for at in tqdm(shown, desc="frames", leave=False, disable=len(shown) < 50)}
-    data = dict(controls=[self._told(k, kept, start[k]) for k in self.specs], frames=frames)
+    parts = {}                                                       # frames share most of their tags: each is kept once
+    places = {k: [parts.setdefault(o, len(parts)) for o in re.split("(?<=>)", v)] for k, v in frames.items()}
+    data = dict(controls=[self._told(k, kept, start[k]) for k in self.specs], parts=list(parts), frames=places)
     note = f"Without a kernel: {len(shown)} frames, computed beforehand. In Jupyter the notebook computes every value."
     return embed(self.title, frames[",".join(map(str, start.values()))], data, note, "robust_nb_frames", "explorer.js")
 
@@ -220,7 +222,7 @@ def _repr_mimebundle_(self:Explorer, **kwargs):
     bundle = super(Explorer, self)._repr_mimebundle_(**kwargs)
     return bundle if self.frames is None else bundle | {"text/html": self.page()}
 
-# %% ../nbs/library/20_explorer.ipynb #72000900
+# %% ../nbs/library/20_explorer.ipynb #59b3766b
 def embed(
     title:str, # what it is, for readers who hear the page
     first:str, # HTML to show where no script runs
@@ -230,7 +232,7 @@ def embed(
     *scripts,  # files under `robust_nb/assets`
 ):
     "A piece of a page that needs nothing else: no kernel, no network. The same for the same arguments."
-    data = json.dumps(data, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    data = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     name = "rnb-" + hashlib.sha256((call + data).encode()).hexdigest()[:10]
     return "".join([
         STYLE, f'<div class="rnb" id="{name}" role="group" aria-label="{html.escape(title)}">',

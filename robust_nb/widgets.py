@@ -240,7 +240,7 @@ def _panel(title, at, s, side=320):
 
 ORANGE, BLUE = np.array([224, 122, 60]) / 255, np.array([60, 120, 200]) / 255
 
-# %% ../nbs/library/21_widgets.ipynb #064b1219
+# %% ../nbs/library/21_widgets.ipynb #1aec7302
 def curve_explorer(
     models,      # a model, or a dict name -> model
     data:Split,  # images to measure on, with labels, in pixel values
@@ -258,9 +258,9 @@ def curve_explorer(
     cells = [(norm, name) for norm in radii for name in models]
     curves = {(norm, name): accuracy_curve(models[name], data.x, data.y, NORMS[norm](1.), radii[norm].values()).tolist()
               for norm, name in tqdm(cells, desc="curves", leave=False, disable=len(data) < 500)}
-    grads = {}
+    grads = {name: _gradients(model, data) for name, model in models.items()}
     def compute(net, norm, radius):
-        flips = _flips(models[net], data, NORMS[norm](radius), grads.setdefault(net, {}), show)
+        flips = _flips(models[net], data, NORMS[norm](radius), grads[net], show)
         at = list(radii[norm].values()).index(radius)
         return dict(net=net, norm=norm, radius=radius, radii=list(radii[norm].values()), accuracy=curves[norm, net][at],
                     curves={name: curves[norm, name] for name in models}, **flips)
@@ -269,19 +269,21 @@ def curve_explorer(
                     radius=Control("ε", radii, (len(next(iter(radii.values()))) - 1) // 2, by="norm"))
     return Explorer("Accuracy against ε", controls, compute, _curves, frames)
 
-# %% ../nbs/library/21_widgets.ipynb #f48a8a81
+# %% ../nbs/library/21_widgets.ipynb #82a7d905
+def _gradients(model, data):
+    "The input gradients, which serve all sets, and which images are read correctly"
+    with in_mode(model, "eval"):
+        parts = [value_and_gradient(model, x, y) for x, y in zip(data.x.split(500), data.y.split(500))]
+    return torch.cat([g for _, g in parts]), correct(model, data.x, data.y)
+
 def _flips(model, data, U, kept, show):
-    "Images that the step flips, `show` of them, what they are read as, and how many there are; one gradient serves all sets"
-    if not kept:
-        with in_mode(model, "eval"):
-            parts = [value_and_gradient(model, x, y) for x, y in zip(data.x.split(500), data.y.split(500))]
-        kept.update(grad=torch.cat([g for _, g in parts]), right=correct(model, data.x, data.y))
-    x = data.x.detach()
-    moved = shift(x, U.steepest_ascent(kept["grad"], x, (0., 1.), check=False), (0., 1.))
+    "Images that the step flips, `show` of them, what they are read as, and how many there are"
+    x, (grad, right) = data.x.detach(), kept
+    moved = shift(x, U.steepest_ascent(grad, x, (0., 1.), check=False), (0., 1.))
     read = torch.cat([_read(model, x).argmax(1) for x in moved.split(500)])
-    flipped = (kept["right"] & (read != data.y)).nonzero().flatten()
+    flipped = (right & (read != data.y)).nonzero().flatten()
     some = flipped[:show]
-    return dict(flipped=len(flipped), right=int(kept["right"].sum()), index=some.tolist(), images=moved[some], labels=data.y[some].tolist(), read=read[some].tolist())
+    return dict(flipped=len(flipped), right=int(right.sum()), index=some.tolist(), images=moved[some], labels=data.y[some].tolist(), read=read[some].tolist())
 
 CLICK = ("const p=event.target.closest('[data-pick]'),t=this.closest('.rnb').querySelector('.rnb-picked input');"
          "if(p){t.value='radius='+p.dataset.pick;t.dispatchEvent(new Event('change',{bubbles:true}))}")

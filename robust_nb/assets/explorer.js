@@ -4,7 +4,7 @@ function robust_nb_frames(id) {
   for (const box of document.querySelectorAll(`[id="${id}"]`)) {
     if (box.dataset.ready) continue;
     box.dataset.ready = "yes";
-    const { controls, frames } = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
+    const { controls, parts, frames } = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
     const at = controls.map(c => c.start), texts = k => {
       const { texts, by } = controls[k];
       return by ? texts[at[controls.findIndex(c => c.name === by)]] : texts;
@@ -17,7 +17,7 @@ function robust_nb_frames(id) {
         inputs[k].setAttribute("aria-valuetext", texts(k)[at[k]]);
         inputs[k].nextElementSibling.textContent = texts(k)[at[k]];
       });
-      picture.innerHTML = frames[at.join()];
+      picture.innerHTML = frames[at.join()].map(i => parts[i]).join("");
       const said = picture.querySelector(".rnb-said");
       box.querySelector(".rnb-live").textContent = said ? said.textContent : "";   // for readers who hear the page
     };
