@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['Standard', 'Robust', 'Surrogate', 'AdversarialMix', 'check_replaces_samples']
 
-# %% ../nbs/library/02_objectives.ipynb #a12946f9
-import numbers
+# %% ../nbs/library/02_objectives.ipynb #f067c208
+import math, numbers
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from .perturbation import check_labels, cross_entropy, logits_of, perturb
-from .uncertainty import UncertaintySet, check_box, check_inside
+from .uncertainty import UncertaintySet, _real, check_box, check_inside
 
-# %% ../nbs/library/02_objectives.ipynb #3220fe76
+# %% ../nbs/library/02_objectives.ipynb #ff6f7838
 def _mean_loss(logits, y):
     "The mean cross-entropy in float32 or better; its `logs` hold the accuracy, also a tensor"
     check_labels(y, len(y), logits.shape[1], wait=False)
@@ -23,6 +23,12 @@ def _mean_loss(logits, y):
     return loss
 
 def _accuracy(logits, y): return (logits.detach().argmax(1) == y).float().mean()
+
+def _check_weight(name, v):
+    "The weight of a term as a float"
+    if isinstance(v, bool) or not isinstance(v, numbers.Real) or not 0 <= _real(v) < math.inf:
+        raise ValueError(f"{name} must be finite and at least 0, got {v!r}")
+    return float(v)
 
 # %% ../nbs/library/02_objectives.ipynb #cfcab90e
 class Standard:
@@ -79,7 +85,7 @@ class Robust(Standard):
         "The mean cross-entropy at x + Δ̂, a scalar; `logs` as for `Standard`. `prepare` checks values, this does not."
         return super().__call__(model, self.perturbed(model, x, y, index), y)
 
-# %% ../nbs/library/02_objectives.ipynb #23301f2e
+# %% ../nbs/library/02_objectives.ipynb #0cece7c5
 _OPTIONS = ("steps", "step_size", "random_start", "restarts", "keep", "loss", "mode")
 
 def _check_robust(U, warm_up, solver, options=_OPTIONS):
@@ -89,6 +95,11 @@ def _check_robust(U, warm_up, solver, options=_OPTIONS):
         raise TypeError(f"U must be an UncertaintySet such as Linf(0.1), got {type(U).__name__}")
     wrong = sorted(set(solver) - set(options))
     if wrong: raise TypeError(f"{wrong[0]} is not an option of the ascent, which takes {', '.join(options)}")
+    for name in ("steps", "restarts"):
+        k = solver.get(name, 1)
+        if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 1:
+            raise ValueError(f"{name} must be an integer of at least 1, got {k!r}")
+    if solver.get("mode", "eval") not in ("eval", "train"): raise ValueError(f"mode must be 'eval' or 'train', got {solver['mode']!r}")
     size = solver.get("step_size")
     if isinstance(size, torch.Tensor) and size.ndim:
         raise ValueError(f"step_size must be one number for all samples, got a tensor of shape {tuple(size.shape)}")
@@ -123,7 +134,19 @@ def prepare(self:Robust,
     if n != len(x): raise ValueError(f"radius has {n} values, one per sample, but there are {len(x)} training samples")
     self.U = self.U.with_radius(self.U.radius.to(x.device))
 
-# %% ../nbs/library/02_objectives.ipynb #1d0d65e2
+# %% ../nbs/library/02_objectives.ipynb #b3b0a4bc
+def _with_gradient(model, x, y):
+    "Logits, losses and ∇ₓJ of each sample, all differentiable in the weights"
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_()
+        logits = logits_of(model, leaf)
+        check_labels(y, len(x), logits.shape[1], wait=False)
+        value = cross_entropy(logits, y)
+        grad = torch.autograd.grad(value.sum(), leaf, create_graph=True, allow_unused=True)[0] if value.requires_grad else None
+    if grad is None: raise ValueError("model must depend on x, but its logits have no gradient")
+    return logits, value, grad
+
+# %% ../nbs/library/02_objectives.ipynb #30de7076
 class Surrogate(Robust):
     "(1/n) Σᵢ J(θ, xᵢ, yᵢ) + max ⟨∇ₓJ, Δ⟩ over Uᵢ (∩ box): equation (15), J + r‖∇ₓJ‖* without a box"
     def __init__(self,
@@ -142,12 +165,7 @@ class Surrogate(Robust):
         "The mean surrogate, a scalar; `logs` at x. One forward pass, in the model's own mode; θ is followed into ∇ₓJ."
         check_labels(y, len(x))
         _check_shared(self.box, x)
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            logits = logits_of(model, leaf)
-            check_labels(y, len(x), logits.shape[1], wait=False)
-            value = cross_entropy(logits, y)
-            grad, = torch.autograd.grad(value.sum(), leaf, create_graph=True)
+        logits, value, grad = _with_gradient(model, x, y)
         wide = grad.detach().to(value.dtype), x.to(value.dtype)           # float32 or better
         delta = self.sets(index).steepest_ascent(*wide, self.box, check=False)
         loss = (value + (grad * delta).flatten(1).sum(1)).mean()

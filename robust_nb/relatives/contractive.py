@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['layer_norms', 'jacobian_norm', 'Contractive']
 
-# %% ../../nbs/relatives/02_contractive.ipynb #5fea9cb1
-import math, numbers
+# %% ../../nbs/relatives/02_contractive.ipynb #6ae4faa1
 import torch
 from torch import nn
-from ..objectives import Standard, _mean_loss
-from ..perturbation import check_labels, logits_of
+from ..objectives import Standard, _check_weight, _mean_loss
+from ..models import MLP
+from ..perturbation import _wide, check_labels, logits_of
 
-# %% ../../nbs/relatives/02_contractive.ipynb #dc6ebfa4
+# %% ../../nbs/relatives/02_contractive.ipynb #2569c7df
 _SLOPES = {nn.ReLU: lambda a: (a > 0).to(a), nn.Sigmoid: lambda a: a.sigmoid() * (1 - a.sigmoid()), nn.Tanh: lambda a: 1 - a.tanh() ** 2}
 
 def layer_norms(
@@ -20,40 +20,49 @@ def layer_norms(
     x,     # samples, shape (n, ...)
 ):
     "The logits, and ‖∂hⱼ/∂hⱼ₋₁‖_F of every dense layer, shape (n, layers). `TypeError` for other layers."
-    if not isinstance(model, nn.Sequential): raise TypeError(f"model must be an nn.Sequential of dense layers, got {type(model).__name__}")
-    layers, h, norms = [m for m in model if not isinstance(m, (nn.Flatten, nn.Identity))], x.flatten(1), []
-    for m, after in zip(layers, [*layers[1:], None]):
-        if isinstance(m, nn.Linear):
+    if not isinstance(model, nn.Sequential) or type(model).forward not in (nn.Sequential.forward, MLP.forward):
+        raise TypeError(f"model must be an nn.Sequential of dense layers, got {type(model).__name__}")
+    layers, norms = [m for m in model if not isinstance(m, (nn.Flatten, nn.Identity))], []
+    for m, before in zip(layers, [None, *layers]):
+        if type(m) is not nn.Linear and type(m) not in _SLOPES:
+            raise TypeError(f"model must have dense layers and {', '.join(k.__name__ for k in _SLOPES)} only, got {type(m).__name__}")
+        if type(m) in _SLOPES and type(before) is not nn.Linear: raise TypeError(f"model must have {type(m).__name__} right after a dense layer only")
+    if not layers: raise TypeError("model must have a dense layer")
+    def run(x):
+        h = x.flatten(1)
+        for m, after in zip(layers, [*layers[1:], None]):
             h = m(h)
-            slope = _SLOPES.get(type(after), torch.ones_like)(h)
-            norms.append((slope ** 2 @ (m.weight ** 2).sum(1)).clamp(min=1e-30).sqrt())
-        elif type(m) in _SLOPES: h = m(h)
-        else: raise TypeError(f"model must have dense layers and {', '.join(k.__name__ for k in _SLOPES)} only, got {type(m).__name__}")
-    if not norms: raise TypeError("model must have a dense layer")
-    return h, torch.stack(norms, 1)
+            if type(m) is not nn.Linear: continue
+            slope = _SLOPES.get(type(after), torch.ones_like)(_wide(h))
+            norms.append((slope ** 2 * (_wide(m.weight) ** 2).sum(1)).sum(1).clamp(min=1e-30).sqrt())
+        return h
+    run.parameters = model.parameters
+    logits = logits_of(run, x)
+    return logits, torch.stack(norms, 1)
 
 def jacobian_norm(
-    model, # maps x to logits of shape (n, K), each sample by itself
+    model, # maps x to logits of shape (n, K), each sample by itself: with BatchNorm in eval mode only
     x,     # samples, shape (n, ...)
 ):
     "The logits, and ‖∂z/∂x‖_F, shape (n,): exact, by K backward passes, and differentiable in the weights"
+    coupled = [k for k, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    if coupled: raise TypeError(f"model must treat each sample by itself, but {coupled[0]!r} is a BatchNorm in train mode")
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
         logits = logits_of(model, leaf)
-        rows = [torch.autograd.grad(logits[:, k].sum(), leaf, create_graph=True)[0] for k in range(logits.shape[1])]
-    return logits, sum((r.flatten(1) ** 2).sum(1) for r in rows).clamp(min=1e-30).sqrt()
+        rows = [torch.autograd.grad(z.sum(), leaf, create_graph=True, allow_unused=True)[0] for z in logits.unbind(1)] if logits.requires_grad else [None]
+    if rows[0] is None: raise ValueError("model must depend on x, but its logits have no gradient")
+    return logits, sum((_wide(g).flatten(1) ** 2).sum(1) for g in rows).clamp(min=1e-30).sqrt()
 
-# %% ../../nbs/relatives/02_contractive.ipynb #fb19088f
+# %% ../../nbs/relatives/02_contractive.ipynb #b5dbcbb2
 class Contractive(Standard):
     "J + λ Σⱼ ‖∂hⱼ/∂hⱼ₋₁‖_F, the deep contractive net; or J + λ ‖∂z/∂x‖_F of the whole net"
     def __init__(self,
         weight,      # λ ≥ 0
-        whole=False, # the Jacobian of the net in place of each layer's: any net, K backward passes
+        whole=False, # the Jacobian of the net in place of each layer's: K backward passes; any net without BatchNorm
     ):
-        if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not 0 <= weight < math.inf:
-            raise ValueError(f"weight must be finite and at least 0, got {weight!r}")
         if not isinstance(whole, bool): raise ValueError(f"whole must be True or False, got {whole!r}")
-        self.weight, self.whole = float(weight), whole
+        self.weight, self.whole = _check_weight("weight", weight), whole
 
     def __call__(self,
         model,      # an `nn.Sequential` of dense layers, or with `whole` any net
