@@ -146,9 +146,10 @@ def _with_gradient(model, x, y):
     if grad is None: raise ValueError("model must depend on x, but its logits have no gradient")
     return logits, value, grad
 
-# %% ../nbs/library/02_objectives.ipynb #30de7076
+# %% ../nbs/library/02_objectives.ipynb #6c210b9e
 class Surrogate(Robust):
     "(1/n) Σᵢ J(θ, xᵢ, yᵢ) + max ⟨∇ₓJ, Δ⟩ over Uᵢ (∩ box): equation (15), J + r‖∇ₓJ‖* without a box"
+    second_order = True   # tells `fit` that a compiled model will not do
     def __init__(self,
         U:UncertaintySet, # where Δ may lie; per-sample radii are those of the whole training set
         *,

@@ -415,7 +415,7 @@ def memory_kept(
             _open.remove(limit)
             _thresholds(max(_open, default=None))
 
-# %% ../nbs/library/07_training.ipynb #8bee7d03
+# %% ../nbs/library/07_training.ipynb #c4c9ca17
 def fit(
     model,              # an `nn.Module` that maps x to logits; trained in place, and no gradient is left in it
     data,               # a `Data` (its test split is measured after each epoch, only for the history), or a `Split`, or an
@@ -449,7 +449,7 @@ def fit(
     if count > 1: return _spawned(**asked | dict(processes=count))
     how = _reals(lr_decay=lr_decay) | dict(batch_size=batch_size, shuffle=bool(shuffle), seed=seed)
     sgd = _reals(lr=lr, momentum=momentum, dampening=dampening, weight_decay=weight_decay)
-    _check_choices(compile, nonfinite, augment, monitor, tensorboard)
+    _check_choices(compile, objective, nonfinite, augment, monitor, tensorboard)
     device = _device(join_group(device))
     path = on_rank_0(lambda: _file(checkpoint, resume))
     half, generators = _bfloat16(precision, device), _generators(device)
@@ -558,7 +558,7 @@ def _writer(folder, run):
     with SummaryWriter(str(folder), purge_step=run.epoch + 1) as writer:
         yield lambda row: [writer.add_scalar(k, v, row["epoch"]) for k, v in row.items() if k != "epoch"]
 
-# %% ../nbs/library/07_training.ipynb #86b7edf0
+# %% ../nbs/library/07_training.ipynb #932bbc85
 def _bar(progress, run, epochs):
     steps, replays = run.feed.steps(), getattr(run.objective, "replays", 1)
     total = None if steps is None else epochs * steps * replays
@@ -585,8 +585,10 @@ def _reals(**values):
             raise ValueError(f"{name} must be {allowed}, got {v!r}")
     return {name: float(v) for name, v in values.items()}
 
-def _check_choices(compile, nonfinite, augment, monitor, tensorboard):
+def _check_choices(compile, objective, nonfinite, augment, monitor, tensorboard):
     if not isinstance(compile, bool): raise ValueError(f"compile must be True or False, got {compile!r}")
+    if compile and getattr(objective, "second_order", False):
+        raise ValueError(f"compile must be False with {objective!r}, which differentiates the model more than once")
     if nonfinite not in ("stop", "skip"): raise ValueError(f"nonfinite must be 'stop' or 'skip', got {nonfinite!r}")
     for name, f in dict(augment=augment, monitor=monitor).items():
         if f is None or callable(f) and not isinstance(f, type): continue

@@ -54,9 +54,10 @@ def jacobian_norm(
     if rows[0] is None: raise ValueError("model must depend on x, but its logits have no gradient")
     return logits, sum((_wide(g).flatten(1) ** 2).sum(1) for g in rows).clamp(min=1e-30).sqrt()
 
-# %% ../../nbs/relatives/02_contractive.ipynb #b5dbcbb2
+# %% ../../nbs/relatives/02_contractive.ipynb #1d56fec8
 class Contractive(Standard):
     "J + λ Σⱼ ‖∂hⱼ/∂hⱼ₋₁‖_F, the deep contractive net; or J + λ ‖∂z/∂x‖_F of the whole net"
+    second_order = True   # tells `fit` that a compiled model will not do
     def __init__(self,
         weight,      # λ ≥ 0
         whole=False, # the Jacobian of the net in place of each layer's: K backward passes; any net without BatchNorm

@@ -79,9 +79,10 @@ class Mart(_Beside):
         loss.logs = dict(accuracy=_accuracy(moved, y[:, 0]))
         return loss
 
-# %% ../../nbs/relatives/04_trades.ipynb #21244f7a
+# %% ../../nbs/relatives/04_trades.ipynb #607c5fe4
 class GradientPenalty(Standard):
     "J(x) + λ ‖∇ₓJ(x)‖₂²: double back-propagation"
+    second_order = True   # tells `fit` that a compiled model will not do
     def __init__(self,
         weight, # λ ≥ 0
     ): self.weight = _check_weight("weight", weight)

@@ -14,10 +14,11 @@ from ..perturbation import _wide, check_labels, logits_of
 from ..uncertainty import UncertaintySet
 from ..virtual import divergence, virtual_adversarial
 
-# %% ../../nbs/relatives/01_vat.ipynb #5c462a9a
+# %% ../../nbs/relatives/01_vat.ipynb #b037b980
 class Virtual(Robust):
     "The loss of the labelled samples, and λ KL(p(x) ‖ p(x + Δ′)) for all: a label of −1 is none"
     unlabelled = True     # tells `fit` that −1 is allowed
+    second_order = True   # and that a compiled model will not do
     def __init__(self,
         U:UncertaintySet, # where Δ may lie; per-sample radii are those of the whole training set
         weight=1.,        # λ ≥ 0
