@@ -1,6 +1,6 @@
 """As a person uses it: a headless Chromium draws, drags, types and searches, in the built site and in JupyterLab.
 Skipped where there is no Chromium; with ROBUST_NB_BROWSER=required that is a failure. Formulas without a network need KaTeX: `npm install --prefix .vendor katex@0.16.11`."""
-import base64, os, re, shutil, socket, subprocess, sys, time, urllib.request
+import base64, gzip, os, re, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import nbformat
 import numpy as np
@@ -167,6 +167,15 @@ def test_pages_fit(page, site, name, width):
     if KATEX.is_dir():
         assert not page.outside
         if "theory" in name: assert page.locator(".katex").count() > 5
+
+def test_landing_page_is_light(page, site):
+    "Below 1 MB with all that it loads, fonts included, as a server sends it: compressed"
+    got = []
+    page.on("response", lambda r: got.append(r))
+    page.goto(f"{site}/index.html")
+    page.wait_for_timeout(500)
+    sizes = {r.url: len(gzip.compress(r.body())) for r in got if r.ok}
+    assert len(sizes) > 8 and sum(sizes.values()) < 1e6, sizes
 
 def test_search_finds(page, site):
     page.goto(f"{site}/index.html")
