@@ -1,10 +1,11 @@
 """Builds the site without Quarto, in pure Python, into _site_ci/, and checks it.   preview.py [--vendor DIR]
 
-nbdev makes `_proc` from the notebooks as for Quarto; smalldocs renders it. Exit 1 on: a broken link or anchor, a missing picture,
+nbdev makes `_proc` from the notebooks as for Quarto; smalldocs renders it. Exit 1 on: a broken link or anchor, a reference to no figure, a missing picture,
 a failed cell, a page that is not in the sidebar, a page without title, description or picture.
 DIR may hold `katex/dist` (from npm), for formulas without a network.
 """
 import argparse, json, os, re, shutil, subprocess, sys, warnings
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -25,6 +26,12 @@ WIDGET = 'application/vnd.jupyter.widget-view+json'
 
 def text(o): return o if isinstance(o, str) else ''.join(o)
 def read(p): return json.loads(p.read_text(encoding='utf-8'))
+def option_lines(src): return '\n'.join(re.match(r'\s*#\s*\|\s*(.*)', o)[1] for o in src.splitlines() if re.match(r'\s*#\s*\|\s*[\w-]+:', o))
+
+def options(src):
+    "The `#| key: value` options of a cell; none where they are not YAML, which `check_sources` says"
+    try: return yaml.safe_load(option_lines(src)) or {}
+    except yaml.YAMLError: return {}
 
 
 # Build
@@ -52,8 +59,11 @@ def stage(src, dst):
             m = re.search(r'^output-file:\s*(\S+)\.html\s*$', front, re.M)
             first['source'] = re.sub(r'^output-file:.*\n', '', front, flags=re.M)
         for c in nb['cells']:
+            caption = options(text(c['source'])).get('fig-cap') if c['cell_type'] == 'code' else None
             for o in c.get('outputs', []):
-                if WIDGET in o.get('data', {}): o['data'].setdefault('text/html', LIVE)
+                data = o.get('data', {})
+                if WIDGET in data: data.setdefault('text/html', LIVE)
+                if caption and 'text/html' in data: data['text/html'] = f"<figure class=\"figure\">\n{text(data['text/html'])}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
         new = p.with_name(m[1] + '.ipynb') if m else p
         p.write_text(json.dumps(nb), encoding='utf-8')
         if new.exists() and new != p: sys.exit(f'{p.relative_to(dst)} and {new.relative_to(dst)} give the same page')
@@ -73,8 +83,18 @@ def stage(src, dst):
         f.write_text(t, encoding='utf-8')
     return renamed
 
+def number_figures(t):
+    "A page in which captions begin with `Figure k`, and each `@fig-x` is a link to its figure, as Quarto makes them"
+    numbers = {o: k for k, o in enumerate(dict.fromkeys(re.findall(r'\bid="(fig-[\w-]+)"', t)), 1)}
+    for o, k in numbers.items():
+        start = t.index(f'id="{o}"')
+        caption, following = t.find('<figcaption>', start), re.compile(r'\bid="fig-').search(t, start + 4)
+        if caption >= 0 and (not following or caption < following.start()): t = t[:caption] + f'<figcaption>Figure {k}: ' + t[caption + len('<figcaption>'):]
+    link = lambda m: f'<a href="#{m[1]}" class="quarto-xref">Figure {numbers[m[1]]}</a>' if m[1] in numbers else m[0]
+    return re.sub(r'(?<=>)[^<]*@fig-[^<]*', lambda m: re.sub(r'(?<!\w)@(fig-[\w-]*\w)', link, m[0]), t)
+
 def finish(out, vendor, base, renamed):
-    "Formulas and fonts without a network, links to the published address made relative, links to edit a page by the notebook's name"
+    "Formulas and fonts without a network, links to the published address made relative, links to edit a page by the notebook's name, numbered figures"
     if vendor:
         shutil.copytree(vendor/'katex/dist', out/'site_libs/katex', dirs_exist_ok=True, ignore=shutil.ignore_patterns('*.map', 'README*', '*.mjs', 'katex.js', 'katex.css', '*.ttf'))
     for css in (out/'site_libs/themes').glob('*.css'):
@@ -83,6 +103,7 @@ def finish(out, vendor, base, renamed):
         up = '../' * (len(h.relative_to(out).parts) - 1)
         t = h.read_text(encoding='utf-8').replace(f'href="{base}', f'href="{up}')
         for a, b in renamed.items(): t = t.replace(f'/nbs/{b}"', f'/nbs/{a}"')
+        t = number_figures(t)
         h.write_text(t.replace(KATEX, up + 'site_libs/katex') if vendor else t, encoding='utf-8')
 
 
@@ -107,29 +128,31 @@ def check_sources(proc, sidebar):
                 data = o.get('data', {})
                 if o['output_type'] == 'error': faults.append(f"{name}, cell {i}: {o.get('ename')}: {o.get('evalue')}")
                 pictures += any(k.startswith('image/') for k in data) or bool(re.search(r'<(img|svg|canvas)\b', text(data.get('text/html', ''))))
-            opts = '\n'.join(re.match(r'\s*#\s*\|\s*(.*)', o)[1] for o in src.splitlines() if re.match(r'\s*#\s*\|\s*[\w-]+:', o)) if c['cell_type'] == 'code' else ''
+            opts = option_lines(src) if c['cell_type'] == 'code' else ''
             try: yaml.safe_load(opts)
             except yaml.YAMLError: faults.append(f'{name}, cell {i}: the `#|` options are not YAML (quote a text that holds a colon):\n    ' + opts.replace('\n', '\n    '))
         if not pictures and name not in NO_PICTURE: faults.append(f'{name}: no picture')
     return faults
 
 class Page(HTMLParser):
-    "The ids, links and pictures of a page"
+    "The ids, links and pictures of a page, and the references to figures that are still text"
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.pictures = set(), [], []
+        self.ids, self.links, self.pictures, self.unresolved = set(), [], [], []
         self.feed(path.read_text(encoding='utf-8'))
     def handle_starttag(self, tag, attrs):
         d = dict(attrs)
         self.ids |= {o for o in (d.get('id'), d.get('name') if tag == 'a' else None) if o}
         if tag == 'a' and d.get('href'): self.links.append(d['href'])
         if tag in ('img', 'source', 'video') and d.get('src'): self.pictures.append(d['src'])
+    def handle_data(self, data): self.unresolved += re.findall(r'(?<!\w)@fig-[\w-]+', data)
 
 def check_pages(out):
-    "Broken links, anchors and pictures of the rendered pages"
+    "Broken links, anchors, references and pictures of the rendered pages"
     pages, faults = {p.resolve(): Page(p) for p in out.rglob('*.html')}, []
     for p, page in pages.items():
         name = p.relative_to(out.resolve())
+        faults += [f'{name}: no such figure: {o}' for o in page.unresolved]
         for kind, links in (('link', page.links), ('picture', page.pictures)):
             for link in sorted(set(links)):
                 u = urlsplit(link)
