@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 KATEX = 'https://cdn.jsdelivr.net/npm/katex@0.16.11/dist'
 LIVE = '<div class="callout callout-note"><b>Live widget.</b> Open this notebook in Jupyter to move it.</div>'
 WIDGET = 'application/vnd.jupyter.widget-view+json'
+CAPTION = '<figcaption class="figure-caption">'  # of an HTML output, which may hold captions of its own
 
 def text(o): return o if isinstance(o, str) else ''.join(o)
 def read(p): return json.loads(p.read_text(encoding='utf-8'))
@@ -63,7 +64,7 @@ def stage(src, dst):
             for o in c.get('outputs', []):
                 data = o.get('data', {})
                 if WIDGET in data: data.setdefault('text/html', LIVE)
-                if caption and 'text/html' in data: data['text/html'] = f"<figure class=\"figure\">\n{text(data['text/html'])}\n<figcaption>{escape(caption)}</figcaption>\n</figure>"
+                if caption and 'text/html' in data: data['text/html'] = f"<figure class=\"figure\">\n{text(data['text/html'])}\n{CAPTION}{escape(caption)}</figcaption>\n</figure>"
         new = p.with_name(m[1] + '.ipynb') if m else p
         p.write_text(json.dumps(nb), encoding='utf-8')
         if new.exists() and new != p: sys.exit(f'{p.relative_to(dst)} and {new.relative_to(dst)} give the same page')
@@ -88,8 +89,10 @@ def number_figures(t):
     numbers = {o: k for k, o in enumerate(dict.fromkeys(re.findall(r'\bid="(fig-[\w-]+)"', t)), 1)}
     for o, k in numbers.items():
         start = t.index(f'id="{o}"')
-        caption, following = t.find('<figcaption>', start), re.compile(r'\bid="fig-').search(t, start + 4)
-        if caption >= 0 and (not following or caption < following.start()): t = t[:caption] + f'<figcaption>Figure {k}: ' + t[caption + len('<figcaption>'):]
+        following = re.compile(r'\bid="fig-').search(t, start + 4)
+        part, rest = (t[start:following.start()], t[following.start():]) if following else (t[start:], '')
+        mark = CAPTION if CAPTION in part else '<figcaption>'
+        t = t[:start] + part.replace(mark, f'{mark}Figure {k}: ', 1) + rest
     link = lambda m: f'<a href="#{m[1]}" class="quarto-xref">Figure {numbers[m[1]]}</a>' if m[1] in numbers else m[0]
     return re.sub(r'(?<=>)[^<]*@fig-[^<]*', lambda m: re.sub(r'(?<!\w)@(fig-[\w-]*\w)', link, m[0]), t)
 
