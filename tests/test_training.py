@@ -543,7 +543,6 @@ def odd_logs(logs):
     (dict(seed=1 << 63), ValueError, "seed must be an integer below 2"),
     (dict(data=Split(some().x, some().y - 1)), ValueError, "y must lie in 0 … 3"),
     (dict(data=Split(some().x + 1, some().y), objective=AdversarialMix(Linf(0.1))), ValueError, "x must lie in box"),
-    (dict(objective=Robust(Linf(0.1), steps=0)), ValueError, "steps must be an integer"),
     (dict(objective=Robust(Linf(torch.ones(36)))), ValueError, "radius has 36 values"),
     (dict(objective=lambda m, x, y: 0), TypeError, "positional argument"),
     (dict(objective=lambda m, x, y, i: 0.), TypeError, "objective must return a scalar tensor, got float"),
