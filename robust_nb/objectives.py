@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Standard', 'Robust', 'Surrogate', 'AdversarialMix', 'check_replaces_samples']
 
-# %% ../nbs/library/02_objectives.ipynb #f067c208
+# %% ../nbs/library/02_objectives.ipynb #3cb3f261
 import math, numbers
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
-from .perturbation import check_labels, cross_entropy, logits_of, perturb
+from .perturbation import _check_counts, check_labels, cross_entropy, logits_of, perturb
 from .uncertainty import UncertaintySet, _real, check_box, check_inside
 
 # %% ../nbs/library/02_objectives.ipynb #ff6f7838
@@ -85,7 +85,7 @@ class Robust(Standard):
         "The mean cross-entropy at x + Δ̂, a scalar; `logs` as for `Standard`. `prepare` checks values, this does not."
         return super().__call__(model, self.perturbed(model, x, y, index), y)
 
-# %% ../nbs/library/02_objectives.ipynb #0cece7c5
+# %% ../nbs/library/02_objectives.ipynb #cc1a9a64
 _OPTIONS = ("steps", "step_size", "random_start", "restarts", "keep", "loss", "mode")
 
 def _check_robust(U, warm_up, solver, options=_OPTIONS):
@@ -95,10 +95,7 @@ def _check_robust(U, warm_up, solver, options=_OPTIONS):
         raise TypeError(f"U must be an UncertaintySet such as Linf(0.1), got {type(U).__name__}")
     wrong = sorted(set(solver) - set(options))
     if wrong: raise TypeError(f"{wrong[0]} is not an option of the ascent, which takes {', '.join(options)}")
-    for name in ("steps", "restarts"):
-        k = solver.get(name, 1)
-        if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {k!r}")
+    _check_counts(1, **{k: v for k, v in solver.items() if k in ("steps", "restarts")})
     if solver.get("mode", "eval") not in ("eval", "train"): raise ValueError(f"mode must be 'eval' or 'train', got {solver['mode']!r}")
     size = solver.get("step_size")
     if isinstance(size, torch.Tensor) and size.ndim:

@@ -211,7 +211,7 @@ def _better(best, moved, value):
     won = value > best[1]
     return torch.where(won.reshape(-1, *[1] * (moved.ndim - 1)), moved, best[0]), torch.where(won, value, best[1])
 
-# %% ../nbs/library/01_perturbation.ipynb #2b7c2b94
+# %% ../nbs/library/01_perturbation.ipynb #0d91b3c2
 def _sizes(U, steps, step_size, n):
     "The sets whose steepest ascent the steps take"
     if step_size is None: return [U.scaled(1 - k / steps) if k else U for k in range(steps)]
@@ -225,6 +225,11 @@ def _check_keep(keep, restarts):
     if keep not in ("best", "last"): raise ValueError(f"keep must be 'best' or 'last', got {keep!r}")
     if keep == "last" and restarts > 1: raise ValueError("keep must be 'best' with restarts: one of several is chosen")
 
+def _check_counts(least, **counts):
+    for name, n in counts.items():
+        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {n!r}")
+
 def _check(x, y, U, steps, restarts, box, check):
     "Raises `TypeError` or `ValueError`; returns the box, as tensors like `x` where it has any"
     if not isinstance(U, UncertaintySet):
@@ -232,9 +237,7 @@ def _check(x, y, U, steps, restarts, box, check):
     check_batch("x", x, check)
     check_labels(y, len(x))
     if y.device != x.device: raise ValueError(f"y must be on the device of x, {x.device}, got {y.device}")
-    for name, k in dict(steps=steps, restarts=restarts).items():
-        if isinstance(k, bool) or not isinstance(k, numbers.Integral) or k < 1:
-            raise ValueError(f"{name} must be an integer of at least 1, got {k!r}")
+    _check_counts(1, steps=steps, restarts=restarts)
     if (box := check_box(box, x)) is None: return None
     if any(isinstance(b, torch.Tensor) for b in box): box = tuple(torch.as_tensor(b).to(x) for b in box)
     if check: check_inside(x, box)

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['Monitor', 'Free']
 
-# %% ../nbs/library/17_variants.ipynb #52709283
-import numbers, warnings
+# %% ../nbs/library/17_variants.ipynb #7cf5a259
+import warnings
 import torch
 from fastcore.basics import patch
 from .data import Split
 from .evaluation import robust_accuracy
 from .objectives import Robust
-from .perturbation import check_labels, cross_entropy, logits_of, shift
+from .perturbation import _check_counts, check_labels, cross_entropy, logits_of, shift
 from .uncertainty import UncertaintySet, check_box
 
 # %% ../nbs/library/17_variants.ipynb #5d89e86c
@@ -78,12 +78,6 @@ def state_dict(self:Monitor): return {k: getattr(self, k) for k in ("best", "wei
 @patch
 def load_state_dict(self:Monitor, state):
     for k in self.state_dict(): setattr(self, k, state[k])
-
-# %% ../nbs/library/17_variants.ipynb #fede43cb
-def _check_counts(least, **counts):
-    for name, n in counts.items():
-        if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < least:
-            raise ValueError(f"{name} must be an integer of at least {least}, got {n!r}")
 
 # %% ../nbs/library/17_variants.ipynb #c6864417
 class Free(Robust):

@@ -195,7 +195,7 @@ def test_links_to_the_notebook(page, site):
 
 # JupyterLab
 
-CELLS = ["""from robust_nb.data import Split, load
+CELLS = ["""from robust_nb.data import load
 from robust_nb.models import pretrained
 from robust_nb.widgets import boundary_explorer, curve_explorer, perturbation_explorer, program_explorer""",
 """test = load("mnist5k", device="cpu").test[[23, 49, 84]]

@@ -54,7 +54,7 @@ def jacobian_norm(
     if rows[0] is None: raise ValueError("model must depend on x, but its logits have no gradient")
     return logits, sum((_wide(g).flatten(1) ** 2).sum(1) for g in rows).clamp(min=1e-30).sqrt()
 
-# %% ../../nbs/relatives/02_contractive.ipynb #1d56fec8
+# %% ../../nbs/relatives/02_contractive.ipynb #3cb69c19
 class Contractive(Standard):
     "J + λ Σⱼ ‖∂hⱼ/∂hⱼ₋₁‖_F, the deep contractive net; or J + λ ‖∂z/∂x‖_F of the whole net"
     second_order = True   # tells `fit` that a compiled model will not do
@@ -66,7 +66,7 @@ class Contractive(Standard):
         self.weight, self.whole = _check_weight("weight", weight), whole
 
     def __call__(self,
-        model,      # an `nn.Sequential` of dense layers, or with `whole` any net
+        model,      # an `nn.Sequential` of dense layers, or with `whole` any net without BatchNorm
         x,          # samples, shape (n, ...)
         y,          # labels, shape (n,)
         index=None, # not used

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['operator_norm', 'shapes', 'lipschitz_bound', 'OperatorNorm']
 
-# %% ../../nbs/relatives/03_operator_norm.ipynb #50465c41
+# %% ../../nbs/relatives/03_operator_norm.ipynb #26254d4b
 import math, numbers
 import torch
 import torch.nn.functional as F
 from torch import nn
 from ..models import StemConv2d
 from ..objectives import Standard, _check_weight
-from ..perturbation import _wide, in_mode, logits_of
+from ..perturbation import _check_counts, _wide, in_mode, logits_of
 
-# %% ../../nbs/relatives/03_operator_norm.ipynb #5de762d5
+# %% ../../nbs/relatives/03_operator_norm.ipynb #379e8157
 def _map(layer, w, v):
     "W v, without the bias; v has a batch dimension of 1"
     if isinstance(layer, nn.Linear): return F.linear(v, w)
@@ -43,8 +43,7 @@ def operator_norm(
     "‖W‖_op from below, in float32 or better: the iteration has not passed it, and comes close. Raises `TypeError`, `ValueError`."
     _check_layer(layer)
     shape = _check_shape(layer, shape)
-    if isinstance(iterations, bool) or not isinstance(iterations, numbers.Integral) or iterations < 1:
-        raise ValueError(f"iterations must be an integer of at least 1, got {iterations!r}")
+    _check_counts(1, iterations=iterations)
     if start is not None and (not isinstance(start, torch.Tensor) or tuple(start.shape) != shape or not start.any() or not start.isfinite().all()):
         raise ValueError(f"start must be a tensor of shape {shape}, finite and not 0, got {start if not isinstance(start, torch.Tensor) else tuple(start.shape)}")
     with torch.inference_mode(False), torch.autocast(layer.weight.device.type, enabled=False):
@@ -110,7 +109,7 @@ def lipschitz_bound(
             raise TypeError(f"model must have Linear and Conv2d layers, with modules between them that stretch nothing, but {name!r} is {type(m).__name__}")
     return math.prod(operator_norm(m, shape, iterations)[0].item() for m, shape in layers.values())
 
-# %% ../../nbs/relatives/03_operator_norm.ipynb #41327ef4
+# %% ../../nbs/relatives/03_operator_norm.ipynb #5e04f662
 class OperatorNorm(Standard):
     "J + λ Σₖ ‖Wₖ‖_op, or with `squared` their squares; the singular vectors are kept from step to step"
     def __init__(self,
@@ -119,8 +118,7 @@ class OperatorNorm(Standard):
         iterations=1,  # of power iteration per step
     ):
         if not isinstance(squared, bool): raise ValueError(f"squared must be True or False, got {squared!r}")
-        if isinstance(iterations, bool) or not isinstance(iterations, numbers.Integral) or iterations < 1:
-            raise ValueError(f"iterations must be an integer of at least 1, got {iterations!r}")
+        _check_counts(1, iterations=iterations)
         self.weight, self.squared, self.iterations, self.vectors, self._of = _check_weight("weight", weight), squared, int(iterations), {}, None
 
     def prepare(self, x, y):
