@@ -8,7 +8,7 @@ from robust_nb.perturbation import log_odds, perturb
 from robust_nb.sets import Ellipsoid, Group, Lp, Masked, Subspace
 from robust_nb.solvers import dlr, frank_wolfe, lbfgs, margin, multi_targeted
 from robust_nb.uncertainty import L1, L2, Linf
-from robust_nb.virtual import kl_hessian, virtual_adversarial
+from robust_nb.virtual import divergence, kl_hessian, virtual_adversarial
 
 BALLS = [Linf(0.3), L2(0.5), L1(0.8), Lp(1.5, 0.6), Lp(4, 0.4), Group(1, torch.inf, 1, 0.8)]
 OTHERS = [Ellipsoid(torch.linspace(0.5, 2., 6, dtype=torch.float64), 0.3), Masked(L2(0.5), torch.tensor([[True] + 5 * [False]])), Subspace(torch.eye(6, dtype=torch.float64)[:2], 0.3)]
@@ -119,12 +119,19 @@ def test_hessian_product_against_two_derivatives(seed, K):
 @pytest.mark.parametrize("box", [None, (0., 1.)], ids=["no box", "box"])
 @pytest.mark.parametrize("U", BALLS + OTHERS, **named)
 def test_virtual_ascends_inside_the_set(U, box):
+    "Written out: no product steps down, and of the last step both ways the end with the larger divergence comes out"
     net, x, _ = net_of(3)
     H, values = kl_hessian(net, x), []
-    for k in (1, 2, 4, 8):
-        delta = virtual_adversarial(net, x, U, steps=k, box=box, generator=torch.Generator().manual_seed(0)) - x
-        assert U.contains(delta, x, box).all()
+    def end(slope): return U.steepest_ascent(slope, x, box)
+    def kl(delta): return divergence(net(x), net(x + delta)).detach()
+    delta = U.sample(x, x, box, torch.Generator().manual_seed(0))
+    for k in range(1, 9):
+        slope = H(delta)
+        delta = end(slope)
         values.append((delta * H(delta)).sum(1))
+        found = virtual_adversarial(net, x, U, steps=k, box=box, generator=torch.Generator().manual_seed(0)) - x
+        assert U.contains(found, x, box).all()
+        torch.testing.assert_close(kl(found), torch.maximum(kl(delta), kl(end(-slope))), rtol=1e-6, atol=1e-12)
     assert (torch.stack(values).diff(dim=0) >= -1e-9).all() and (values[-1] > 0).any()
 
 
