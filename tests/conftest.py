@@ -25,6 +25,10 @@ def site():
 
 def pytest_configure(config): config.stash[RUNNER] = notebooks.Runner()
 
+def pytest_collection_modifyitems(items):
+    "What waits for a notebook comes last, so that the other tests run beside the notebooks"
+    items.sort(key=lambda o: o.get_closest_marker('notebook') is not None)
+
 def pytest_collection_finish(session):
     if session.config.option.collectonly: return
     for item in session.items:
@@ -44,6 +48,9 @@ def pytest_terminal_summary(terminalreporter, config):
         cells, tests, asserted = count(o['cells'])
         terminalreporter.write_line(f"{k}: {cells} cells, {tests} test cells, {asserted} assertions, {o['seconds']:.1f} s" + (f" ({o['why'].splitlines()[0]})" if o['why'] else ''))
     cells, tests, asserted = count([c for o in done.values() for c in o['cells']])
+    if slowest := terminalreporter.config.option.durations:
+        cells_of = [(c.get('seconds', 0), k, i) for k, o in done.items() for i, c in enumerate(o['cells'])]
+        for s, k, i in sorted(cells_of, reverse=True)[:slowest]: terminalreporter.write_line(f'{s:7.1f} s  {k}, code cell {i}')
     stats = terminalreporter.stats
     terminalreporter.write_line(f'{len(done)} notebooks, {cells} cells executed, {tests} of them test cells, {asserted} assertions')
     terminalreporter.write_line(f"{sum(len(v) for k, v in stats.items() if k in ('passed', 'failed', 'error'))} tests: "

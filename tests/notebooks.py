@@ -74,8 +74,9 @@ def child(path, result):
             counter.active = not {'export', 'exports', 'exporti'} & set(getattr(cell, 'directives_', {}))
             cell.outputs = []
             Path(result).with_suffix('.cell').write_text(cell.source, encoding='utf-8')  # for the parent, should this process die
+            start = time.time()
             super().cell(cell, *args, **kw)
-            cells[-1].update(failed=self.exc is not None, outputs=[dict(output_type=o['output_type'], name=o.get('name'), text=list(o.get('text', [])),
+            cells[-1].update(seconds=time.time() - start, failed=self.exc is not None, outputs=[dict(output_type=o['output_type'], name=o.get('name'), text=list(o.get('text', [])),
                 data={k: list(v) if k in ('text/plain', 'text/markdown') else '' for k, v in o.get('data', {}).items()}) for o in cell.outputs])
 
     nbdev.test.CaptureShell = Shell
