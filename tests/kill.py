@@ -67,11 +67,15 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             at = []
             while True:
-                pid = started(folder)
-                time.sleep(draw.uniform(0, seconds))
+                pid, wait = started(folder), draw.uniform(0, seconds)
+                time.sleep(wait)
                 os.kill(pid, signal.SIGKILL)
                 code = ended(pid)
-                if code == 0: break                                        # it was done before
+                if code == 0 and at: break                                 # it was done before
+                if code == 0:                                              # and nobody killed it: once more, sooner
+                    seconds = wait
+                    for f in Path(folder).iterdir(): f.unlink()
+                    continue
                 if code != -signal.SIGKILL: sys.exit(f"run {run} ended with {code}, and was not killed")
                 killed += 1
                 check_first(folder, at, run)
