@@ -142,7 +142,7 @@ def test_ctrl_c(tmp_path, say, monkeypatch, caplog, digits):
         assert p.wait(60) == 130
         err.seek(0); said = err.read()
     assert 'Traceback' not in said and 'net 1 of 4: baseline, seed 0' in said
-    assert said.splitlines()[-1] == 'robust_reproduce: stopped; the same command goes on after the last finished epoch'
+    assert said.splitlines()[-1] == 'robust_reproduce: stopped; the same command goes on where it was'
     assert 'table.md' not in files(tmp_path/'out')
 
     whole = reproduce.fit
