@@ -15,7 +15,7 @@ from ..objectives import Standard, _check_weight, _mean_loss
 from ..perturbation import _wide, check_labels, logits_of
 from ..uncertainty import check_batch
 
-# %% ../../nbs/relatives/09_dropout.ipynb #3fe86bc4
+# %% ../../nbs/relatives/09_dropout.ipynb #d511aee9
 def _check_rate(rate):
     if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= rate < 1:
         raise ValueError(f"rate must be at least 0 and below 1, got {rate!r}")
@@ -26,13 +26,16 @@ def dropout_variance(
     x,      # samples, shape (n, ...) with d entries each
     rate,   # probability q that an entry is set to 0
 ):
-    "Covariance of W x̃ under dropout, shape (n, K, K): q/(1 − q) W diag(x²) Wᵀ, exact. `TypeError` or `ValueError`."
+    "Covariance of W x̃, shape (n, K, K): q/(1 − q) W diag(x²) Wᵀ, exact. Raises `TypeError`, `ValueError`."
     rate = _check_rate(rate)
-    for name, a in dict(weight=weight, x=x).items(): check_batch(name, a, values=False)
-    if weight.ndim != 2 or weight.shape[1] != x.shape[1:].numel():
-        raise ValueError(f"weight must have shape (K, d) with d entries per sample of x, got {tuple(weight.shape)} and {tuple(x.shape)}")
-    if (weight.dtype, weight.device) != (x.dtype, x.device):
-        raise TypeError(f"x must have the type and device of weight, {weight.dtype} on {weight.device}, got {x.dtype} on {x.device}")
+    check_batch("x", x)
+    shape, d = getattr(weight, "shape", ()), x.shape[1:].numel()
+    if len(shape) != 2 or shape[1] != d:
+        got = tuple(shape) or type(weight).__name__
+        raise ValueError(f"weight must have shape (K, {d}), a column per entry of a sample of x, got {got}")
+    check_batch("weight", weight)
+    wanted, given = (f"{a.dtype} on {a.device}" for a in (weight, x))
+    if wanted != given: raise TypeError(f"x must have the type and device of weight, {wanted}, got {given}")
     W, squares = _wide(weight), _wide(x).flatten(1) ** 2
     return rate / (1 - rate) * (W * squares[:, None]) @ W.T
 
@@ -68,7 +71,7 @@ def _only_layer(model):
         raise TypeError(f"model must be one nn.Linear, with or without nn.Flatten before it, got {model}")
     return layers[0]
 
-# %% ../../nbs/relatives/09_dropout.ipynb #31c66dff
+# %% ../../nbs/relatives/09_dropout.ipynb #f38ea6b9
 def _weighted(model):
     if not isinstance(model, nn.Module): raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     found = {id(m.weight): m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
@@ -99,10 +102,13 @@ def prune(
     model, # any net with a linear or convolutional layer; its weights are changed in place
     share, # of the weights of each such layer that become 0, in [0, 1]
 ):
-    "Sets the smallest weights of each linear or convolutional layer to 0; returns the model. `TypeError`, `ValueError`."
+    "Sets the smallest weights of each such layer to 0 and returns the model. Raises `TypeError`, `ValueError`."
     if isinstance(share, bool) or not isinstance(share, numbers.Real) or not 0 <= share <= 1:
         raise ValueError(f"share must lie in [0, 1], got {share!r}")
-    for m in _weighted(model):
+    layers = _weighted(model)
+    computed = [m for m in layers if "weight" not in dict(m.named_parameters(recurse=False))]
+    if computed: raise TypeError(f"model must hold plain weights, but those of {computed[0]} are computed or masked")
+    for m in layers:
         l1_unstructured(m, "weight", float(share))
         remove(m, "weight")
     return model
