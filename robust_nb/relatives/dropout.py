@@ -71,7 +71,7 @@ def _only_layer(model):
         raise TypeError(f"model must be one nn.Linear, with or without nn.Flatten before it, got {model}")
     return layers[0]
 
-# %% ../../nbs/relatives/09_dropout.ipynb #f38ea6b9
+# %% ../../nbs/relatives/09_dropout.ipynb #78f50de5
 def _weighted(model):
     if not isinstance(model, nn.Module): raise TypeError(f"model must be an nn.Module, got {type(model).__name__}")
     found = {id(m.weight): m for m in model.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
@@ -91,7 +91,8 @@ class Sparse(Standard):
         index=None, # not used
     ):
         "The mean loss, a scalar; `logs` hold the accuracy and Σ |w|. `TypeError` for a model without such layers."
-        plain, size = super().__call__(model, x, y), sum(_wide(m.weight).abs().sum() for m in _weighted(model))
+        size = sum(_wide(m.weight).abs().sum() for m in _weighted(model))
+        plain = super().__call__(model, x, y)
         loss = plain + self.weight * size
         loss.logs = plain.logs | dict(size=size.detach())
         return loss
