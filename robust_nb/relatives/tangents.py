@@ -92,7 +92,7 @@ class Reconstruction(Standard):
 
     def __repr__(self): return f"Reconstruction({self.weight})"
 
-# %% ../../nbs/relatives/05_tangents.ipynb #3a852c40
+# %% ../../nbs/relatives/05_tangents.ipynb #ab0ee7ec
 def stack(
     x,                 # samples, shape (n, ...)
     sizes,             # units of each code, from the bottom up
@@ -104,8 +104,10 @@ def stack(
     decoder="sigmoid", # of the first; the codes lie in [0, 1], so the others have "sigmoid"
     seed=0,            # of the order of the samples; the weights start from PyTorch's generator
 ):
-    "A stack of contractive auto-encoders, `nn.Sequential`, each trained by `fit` on the code of the one below; c starts at the mean"
+    "Contractive auto-encoders as an `nn.Sequential`, each trained by `fit` on the code of the one below. c starts at the mean."
     check_batch("x", x)
+    for name, v in dict(sizes=sizes, weights=weights).items():
+        if not isinstance(v, (tuple, list)): raise TypeError(f"{name} must be a tuple or list, one value per code, got {v!r}")
     if len(sizes) != len(weights) or not len(sizes):
         raise ValueError(f"weights must be as many as sizes, at least one, got {len(weights)} and {len(sizes)}")
     layers, code = [], x
