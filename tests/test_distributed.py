@@ -63,6 +63,7 @@ def fifty():
         found[f"{make.__name__}, {objective}, {dtype}"] = model
     return found
 
+@pytest.mark.slow
 def test_after_fifty_steps():
     alone, together = fifty(), launch(fifty, 2)
     torch.manual_seed(0)

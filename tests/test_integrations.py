@@ -191,6 +191,7 @@ if __name__ == "__main__":
     print("as fit")
 """
 
+@pytest.mark.slow
 def test_lightning_on_two_processes(lightning, tmp_path):
     "Each perturbs its half of the batch; the mean of the gradients is that of the whole"
     import os

@@ -361,6 +361,7 @@ def test_an_epoch_reads_values_equally_often_whatever_its_steps():
         return r.n
     assert reads(4) == reads(37) > 0
 
+@pytest.mark.slow
 def test_bfloat16_trains():
     digits, found = load("mnist5k", device="cpu"), {}
     data = replace(digits, train=digits.train[:1000], test=digits.test[:500])         # bfloat16 is slow where the processor lacks it
