@@ -6,7 +6,7 @@
 __all__ = ['log', 'RADII', 'ENCODER', 'PLANE', 'METHODS', 'Q', 'Method', 'place', 'measure', 'run', 'compare', 'markdown']
 
 # %% ../../nbs/relatives/10_table.ipynb #ef99c699
-import io, json, logging, platform, time
+import json, logging, platform, time
 from pathlib import Path
 from typing import Callable, NamedTuple
 import numpy as np
@@ -27,7 +27,7 @@ from .operator_norm import OperatorNorm
 from .tangents import ManifoldTangent, stack, tangents
 from .trades import GradientPenalty, Mart, Trades
 from .vat import Virtual
-from ..reproduce import _check_integers, _machine, _refuse_others, _write_json, check_writable, digits
+from ..reproduce import _check_integers, _machine, _read, _refuse_others, _save, _write_json, check_writable, digits
 from ..training import fit
 from ..uncertainty import L1, L2, Linf
 from ..variants import Free
@@ -84,19 +84,18 @@ def place(
     from matplotlib.pyplot import subplots
     from robust_nb.plots import COLOURS, OTHERS
     sets = dict(linf="ℓ∞", l2="ℓ2", l1="ℓ1", tangent="tangent plane", none="no Δ")
-    rows = dict(zip((10, 1, 0), range(3)))
     if ax is None: ax = subplots(figsize=(8.4, 4.6), layout="constrained")[1]
     seen = {}
     for o in (METHODS if methods is None else methods).values():
-        cell = (o.set, o.steps)
+        cell = (o.set, 2 - min(o.steps, 2))
         seen[cell] = n = seen.get(cell, -1) + 1
-        x, y = list(sets).index(o.set), rows[o.steps] + 0.13 * n
+        x, y = list(sets).index(o.set), cell[1] + 0.13 * n
         colour = COLOURS.get(o.set, OTHERS[0] if o.set == "tangent" else COLOURS["baseline"])
         shape = dict(hard="s", soft="o", none="d")[o.radius]
         ax.plot(x, y, shape, color=colour, mfc=colour if o.labels else "none", ms=6)
         ax.annotate(o.label.removesuffix(f", {sets[o.set]}"), (x, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
     ax.set(xlim=(-0.2, len(sets)), ylim=(2.9, -0.3), xticks=range(len(sets)), xticklabels=sets.values(), yticks=[0.2, 1.2, 2.3],
-           yticklabels=["10 steps", "1 step", "0: closed form\nor none"])
+           yticklabels=["several steps", "1 step", "0: closed form\nor none"])
     for y in (0.87, 1.87): ax.axhline(y, color="#cccccc", lw=0.8)
     ax.tick_params(length=0)
     return ax
@@ -166,12 +165,6 @@ def run(
     _write_json(file, result)
     return result
 
-def _read(file):
-    try:
-        r = json.loads(Path(file).read_text(encoding="utf-8"))
-        r["config"]["net"], r["config"]["seed"], r["test"]["n"], r["A"]["n"], r["seconds"]
-    except (ValueError, KeyError, TypeError): raise ValueError(f"{file} is damaged, or not the result of a run; remove it") from None
-    return r
 
 # %% ../../nbs/relatives/10_table.ipynb #e384d6d2
 def compare(
@@ -192,7 +185,7 @@ def compare(
     _check_integers(epochs=epochs, seeds=seeds, seed=seed)
     names = list(METHODS if methods is None else methods)
     if unknown := [k for k in names if k not in METHODS]: raise ValueError(f"methods must be among {', '.join(METHODS)}, got {unknown[0]!r}")
-    names = ["standard", *(k for k in names if k != "standard")]
+    names = list(dict.fromkeys(["standard", *names]))
     d, out = data if isinstance(data, Data) else digits(data, "pixel", root, device, download), Path(out)
     check_writable(out)
     results = {k: [] for k in names}
@@ -203,12 +196,7 @@ def compare(
             if progress: log.info("seed %d, %d of %d: %s: %d of %d clean test images, %.0f s", s, i, len(names), METHODS[k].label, r["test"]["correct"], r["test"]["n"], time.perf_counter() - start)
     _write_json(out/"table.json", results)
     write_atomically(out/"table.md", markdown(results).encode())
-    buffer = io.BytesIO()
-    ax = place({k: METHODS[k] for k in names})
-    ax.figure.savefig(buffer, dpi=120, metadata=dict(Software=None))
-    write_atomically(out/"figure.png", buffer.getvalue())
-    from matplotlib.pyplot import close
-    close(ax.figure)
+    _save(place({k: METHODS[k] for k in names}).figure, out/"figure.png")
     return results
 
 def _interval(values, places):

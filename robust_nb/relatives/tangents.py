@@ -6,14 +6,14 @@
 __all__ = ['Autoencoder', 'Reconstruction', 'stack', 'tangents', 'ManifoldTangent']
 
 # %% ../../nbs/relatives/05_tangents.ipynb #de8ab34d
-import numbers, warnings
+import warnings
 import torch
 from torch import nn
 import torch.nn.functional as F
 from ..data import Split
 from ..models import _check_images
 from ..objectives import Standard, _check_weight, _mean_loss, _with_gradient
-from ..perturbation import _wide, check_labels, in_mode, logits_of
+from ..perturbation import _check_counts, _wide, check_labels, in_mode, logits_of
 from ..sets import Subspace
 from ..training import fit
 from ..uncertainty import check_batch
@@ -27,7 +27,7 @@ class Autoencoder(nn.Module):
         decoder="sigmoid", # "sigmoid": cross-entropy, for x in [0, 1]; "linear": squared error
     ):
         super().__init__()
-        for name, v, least in (("inputs", inputs, 1), ("hidden", hidden, 2)): _check_size(name, v, least)
+        _check_counts(1, inputs=inputs), _check_counts(2, hidden=hidden)
         if decoder not in ("sigmoid", "linear"): raise ValueError(f"decoder must be 'sigmoid' or 'linear', got {decoder!r}")
         self.code, self.bias, self.decoder = nn.Linear(inputs, hidden), nn.Parameter(torch.zeros(inputs)), decoder
 
@@ -57,10 +57,6 @@ class Autoencoder(nn.Module):
     def _checked(self, h):
         if h.ndim == 2 and h.shape[1] == self.code.out_features: return h
         raise ValueError(f"h must have shape (n, {self.code.out_features}), got {tuple(h.shape)}")
-
-def _check_size(name, v, least):
-    if isinstance(v, bool) or not isinstance(v, numbers.Integral) or v < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, got {v!r}")
 
 # %% ../../nbs/relatives/05_tangents.ipynb #5f38d09f
 class Reconstruction(Standard):
@@ -130,7 +126,7 @@ def tangents(
 ):
     "The k leading right singular vectors of ∂h/∂x, orthonormal, shape (n, k, ...). `ValueError` where its rank is below k."
     check_batch("x", x)
-    _check_size("k", k, 1)
+    _check_counts(1, k=k)
     if not isinstance(encoder, nn.Module): raise TypeError(f"encoder must be an nn.Module, got {type(encoder).__name__}")
     with in_mode(encoder, "eval"): return torch.cat([_tangents(encoder, few, k) for few in x.split(50)])
 
