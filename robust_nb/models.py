@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEAN', 'STD', 'RECIPES', 'BLOCKS', 'RGB_MEAN', 'RGB_STD', 'NETS', 'PRETRAINED', 'StemConv2d', 'MNISTNet', 'CIFARNet',
-           'MLP', 'Linear', 'save_net', 'load_net', 'weights_digest', 'pretrained']
+           'NiN', 'MLP', 'Linear', 'save_net', 'load_net', 'weights_digest', 'pretrained']
 
 # %% ../nbs/library/05_models.ipynb #1507cb06
 import importlib.resources, json
@@ -80,14 +80,17 @@ class StemConv2d(nn.Conv2d):
 MEAN, STD = 0.1000, 0.2752    # of MNIST's training images, padded to 32×32, in pixel values
 RECIPES = ("pixel", "paper")
 
+def _recipe(v):
+    if v not in RECIPES: raise ValueError(f"recipe must be one of {RECIPES}, got {v!r}")
+    return v
+
 class MNISTNet(nn.Module):
     "The paper's MNIST net: two 5×5 convolutions and two dense layers, 105,506 parameters"
     def __init__(self,
         recipe="pixel", # "pixel": 28×28 pixel values in [0, 1], padded and normalised inside; "paper": 32×32, standardised
     ):
         super().__init__()
-        if recipe not in RECIPES: raise ValueError(f"recipe must be one of {RECIPES}, got {recipe!r}")
-        self.recipe, self.side = recipe, 28 if recipe == "pixel" else 32
+        self.recipe, self.side = _recipe(recipe), 28 if recipe == "pixel" else 32
         self.conv1, self.conv2 = StemConv2d(1, 32, 5), nn.Conv2d(32, 64, 5)
         self.fc1, self.fc2 = nn.Linear(64*2*2, 200), nn.Linear(200, 10)
 
@@ -108,6 +111,20 @@ def _check_images(x, shape=None, where=""):
     if shape and (x.shape[1:] != shape or x.ndim != len(shape) + 1):
         raise ValueError(f"x must have shape (n, {', '.join(map(str, shape))}){where}, got {tuple(x.shape)}")
 
+# %% ../nbs/library/05_models.ipynb #c1fa0001
+def _multiplier(name, v, most, zero=False):
+    if isinstance(v, bool) or not isinstance(v, (int, float)) or not (0 < v <= most or zero and v == 0):
+        raise ValueError(f"{name} must be a number {'of at least' if zero else 'above'} 0 and at most {most}, got {v!r}")
+    return float(v)
+
+def _normalised_inside(net):
+    for name, v in dict(mean=RGB_MEAN, std=RGB_STD).items() if net.recipe == "pixel" else ():
+        net.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)     # moves with the weights, is no weight
+
+def _normalised(net, x):
+    _check_images(x, (3, 32, 32))
+    return (x - net.mean) / net.std if net.recipe == "pixel" else x
+
 # %% ../nbs/library/05_models.ipynb #5197e074
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))    # channels of the convolutions
 RGB_MEAN, RGB_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)    # per channel, of CIFAR-10's training images;
@@ -115,36 +132,62 @@ RGB_MEAN, RGB_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)    # per 
 
 class CIFARNet(nn.Module):
     "The paper's CIFAR-10 net: VGG with batch normalisation and dropout, 15.0 million parameters at width 1"
-    recipe = "pixel"
     def __init__(self,
-        width=1., # multiplies the number of channels of every hidden layer; at least one channel is left
+        width=1.,       # above 0, at most 16: multiplies the channels of every hidden layer; at least one is left
+        depth=1.,       # above 0, at most 1: multiplies the convolutions of each block, rounded; at least one is left
+        dropout=1.,     # from 0 to 1: multiplies the rates of dropout
+        recipe="pixel", # "pixel": pixel values, normalised inside; "paper": as `contrast_normalise` makes them
     ):
         super().__init__()
-        if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 16:
-            raise ValueError(f"width must be a number above 0 and at most 16, got {width!r}")
-        self.width, layers, before = float(width), [], 3
+        self.width, self.depth, self.recipe = _multiplier("width", width, 16), _multiplier("depth", depth, 1), _recipe(recipe)
+        self.dropout = _multiplier("dropout", dropout, 1, zero=True)
+        layers, before = [], 3
         for k, block in enumerate(BLOCKS):
+            block = block[:max(1, round(len(block) * depth))]
             for j, full in enumerate(block):
                 channels = max(1, round(full * width))
                 conv = nn.Conv2d(before, channels, 3, padding=1)
                 nn.init.normal_(conv.weight, std=(2 / (9 * channels)) ** 0.5)         # for ReLU, by the number of outputs
                 nn.init.zeros_(conv.bias)
                 layers += [conv, nn.BatchNorm2d(channels, eps=1e-3), nn.ReLU()]
-                if j < len(block) - 1: layers.append(nn.Dropout(0.4 if k else 0.3))
+                if j < len(block) - 1: layers.append(nn.Dropout((0.4 if k else 0.3) * self.dropout))
                 before = channels
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(before, before), nn.BatchNorm1d(before), nn.ReLU(),
-                                  nn.Dropout(0.5), nn.Linear(before, 10))
-        for name, v in dict(mean=RGB_MEAN, std=RGB_STD).items():           # moves with the weights, is no weight
-            self.register_buffer(name, torch.tensor(v).view(3, 1, 1), persistent=False)
+        self.head = nn.Sequential(nn.Dropout(0.5 * self.dropout), nn.Linear(before, before), nn.BatchNorm1d(before), nn.ReLU(),
+                                  nn.Dropout(0.5 * self.dropout), nn.Linear(before, 10))
+        _normalised_inside(self)
 
     def forward(self,
-        x, # images in pixel values, shape (n, 3, 32, 32)
+        x, # images in the units of the recipe, shape (n, 3, 32, 32)
     ):
         "Logits, shape (n, 10). Raises `TypeError` or `ValueError` where `x` does not fit."
-        _check_images(x, (3, 32, 32))
-        return self.head(self.features((x - self.mean) / self.std).flatten(1))
+        return self.head(self.features(_normalised(self, x)).flatten(1))
+
+# %% ../nbs/library/05_models.ipynb #c1fa0006
+class NiN(nn.Module):
+    "The authors' other CIFAR-10 net, a network in network with batch normalisation: 1.0 million parameters at width 1"
+    def __init__(self,
+        width=1.,       # above 0, at most 16: multiplies the channels of every hidden layer; at least one is left
+        recipe="pixel", # as for `CIFARNet`
+    ):
+        super().__init__()
+        self.width, self.recipe = _multiplier("width", width, 16), _recipe(recipe)
+        layers, before = [], 3
+        for side, channels, pool in ((5, (192, 160, 96), nn.MaxPool2d), (5, (192, 192, 192), nn.AvgPool2d), (3, (192, 192, 10), None)):
+            for k, full in enumerate(channels):
+                out = full if full == 10 else max(1, round(full * width))
+                layers += [nn.Conv2d(before, out, side if k == 0 else 1, padding=side // 2 if k == 0 else 0), nn.BatchNorm2d(out, eps=1e-3), nn.ReLU()]
+                before = out
+            if pool: layers += [pool(3, 2, ceil_mode=True), nn.Dropout(0.5)]
+        self.features = nn.Sequential(*layers)
+        _normalised_inside(self)
+
+    def forward(self,
+        x, # images in the units of the recipe, shape (n, 3, 32, 32)
+    ):
+        "Logits, shape (n, 10). Raises `TypeError` or `ValueError` where `x` does not fit."
+        return self.features(_normalised(self, x)).mean((2, 3))
 
 # %% ../nbs/library/05_models.ipynb #0c89e3bc
 class MLP(nn.Sequential):
@@ -177,10 +220,11 @@ class Linear(MLP):
     ): super().__init__(inputs, classes)
 
 # %% ../nbs/library/05_models.ipynb #1e797c89
-NETS = {"MNISTNet": (MNISTNet, "recipe", str), "CIFARNet": (CIFARNet, "width", float)}    # and what it is built from
+NETS = {"MNISTNet": (MNISTNet, dict(recipe=str)), "NiN": (NiN, dict(width=float, recipe=str)),
+        "CIFARNet": (CIFARNet, dict(width=float, depth=float, dropout=float, recipe=str))}    # and what each is built from
 
 def save_net(
-    net,             # a `MNISTNet` or a `CIFARNet`
+    net,             # a `MNISTNet`, a `CIFARNet` or a `NiN`
     path,            # the file to write, replaced as a whole
     about:dict=None, # what to keep beside the weights: how they were made; anything that JSON holds
 ):
@@ -192,8 +236,8 @@ def save_net(
     except (TypeError, ValueError) as e: raise TypeError(f"about must be a dict that JSON holds: {e}") from None
     weights = {k: v.float() for k, v in net.state_dict().items()}
     _check_finite(weights)
-    _, setting, _ = NETS[kind]
-    save_tensors(path, "net", weights, net=kind, about=about, **{setting: str(getattr(net, setting))})
+    settings = {k: str(getattr(net, k)) for k in NETS[kind][1]}
+    save_tensors(path, "net", weights, net=kind, about=about, **settings)
 
 def _check_finite(weights):
     bad = [k for k, v in weights.items() if not bool(v.isfinite().all())]
@@ -210,8 +254,9 @@ def load_net(
     kind = texts.get("net")
     if kind not in NETS: raise ValueError(f"{path} holds a net of a kind that is not known here: {kind}")
     try:
-        cls, setting, read = NETS[kind]
-        with torch.random.fork_rng(devices=[]): net = cls(read(texts[setting]))     # weights are drawn, then replaced
+        cls, settings = NETS[kind]
+        given = {k: read(texts[k]) for k, read in settings.items() if k in texts or kind == "MNISTNet"}    # older files say less
+        with torch.random.fork_rng(devices=[]): net = cls(**given)                  # weights are drawn, then replaced
         _check_finite(weights)
         net.load_state_dict(weights)
         net.about = json.loads(texts["about"])

@@ -18,7 +18,7 @@ from robust_nb.evaluation import accuracy, robust_accuracy
 from robust_nb.models import MNISTNet
 from robust_nb.objectives import AdversarialMix, Robust, Standard, Surrogate
 from robust_nb.perturbation import log_odds
-from robust_nb.training import History, fit, memory_kept
+from robust_nb.training import History, OneCycle, fit, memory_kept
 from robust_nb.uncertainty import L1, L2, Linf
 from robust_nb.variants import Free, Monitor
 
@@ -106,6 +106,25 @@ def test_torch7_recipe():
         w = [(p.detach() - 0.5 / (1 + 0.1 * t) * a).requires_grad_() for p, a in zip(w, v)]
     fit(model, data, Standard(), epochs=3, batch_size=37, lr=0.5, lr_decay=0.1, dampening=0.9, device="cpu", progress=False)
     for p, q in zip(model.parameters(), w): torch.testing.assert_close(p, q)
+
+def test_schedule(tmp_path):
+    "Three steps by hand, and a run that was stopped; with other epochs it is another run"
+    torch.manual_seed(0)
+    model, data, asked = nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES)).double(), some(), []
+    data = Split(data.x.double(), data.y)
+    w = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    for factor in (0.25, 0.5, 0.75):
+        grads = torch.autograd.grad(F.cross_entropy(F.linear(data.x.flatten(1), *w), data.y), w)
+        w = [(p.detach() - 0.5 * factor * a).requires_grad_() for p, a in zip(w, grads)]
+    plain = dict(batch_size=37, lr=0.5, lr_decay=0., momentum=0., weight_decay=0., device="cpu", progress=False)
+    fit(model, data, Standard(), epochs=3, schedule=lambda t: asked.append(t) or 0.25 + 0.75 * t, **plain)
+    assert asked[-3:] == [0, 1 / 3, 2 / 3]
+    for p, q in zip(model.parameters(), w): torch.testing.assert_close(p, q)
+    whole, _ = train(Standard(), schedule=OneCycle())
+    with pytest.raises(KeyboardInterrupt): train(Cut(Standard(), at=8), schedule=OneCycle(), checkpoint=tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run: epochs was"): train(Standard(), epochs=9, schedule=OneCycle(), checkpoint=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="belongs to another run: schedule was"): train(Standard(), schedule=OneCycle(0.5), checkpoint=tmp_path, resume=True)
+    assert same(train(Cut(Standard()), schedule=OneCycle(), checkpoint=tmp_path, resume=True)[0], whole)
 
 # Stopped and gone on
 
