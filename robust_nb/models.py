@@ -255,7 +255,7 @@ def load_net(
     if kind not in NETS: raise ValueError(f"{path} holds a net of a kind that is not known here: {kind}")
     try:
         cls, settings = NETS[kind]
-        given = {k: read(texts[k]) for k, read in settings.items() if k in texts or kind == "MNISTNet"}    # older files say less
+        given = {k: read(texts[k]) for k, read in settings.items()}
         with torch.random.fork_rng(devices=[]): net = cls(**given)                  # weights are drawn, then replaced
         _check_finite(weights)
         net.load_state_dict(weights)

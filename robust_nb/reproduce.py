@@ -150,7 +150,7 @@ def _settings(net, data, epochs, seed, precision, experiment=MNIST):
     said = dict(experiment=experiment.name, net=net, seed=int(seed), recipe=data.recipe, data=data.name,
                 samples=len(data.train), epochs=int(epochs), precision=precision, objective=repr(U),
                 sgd=sgd, train_digest=data.train.digest(), test_digest=data.test.digest())
-    return said | ({} if experiment == MNIST else _unlike_mnist(experiment, data.recipe))
+    return said | ({} if experiment is MNIST else _unlike_mnist(experiment, data.recipe))
 
 def _unlike_mnist(experiment, recipe):
     "What another experiment may have changed"
@@ -235,7 +235,7 @@ def _machine(device):
 def _origin(data, settings):
     "How to make this file again, and on what it was made"
     options = " ".join(f"--{k} {settings[k]}" for k in ("data", "recipe", "epochs", "seed", "precision"))
-    command = f"robust_reproduce {settings['experiment']} {options}" if data.name in ("mnist5k", "mnist", "cifar10") else None
+    command = f"robust_reproduce mnist {options}" if "architecture" not in settings and data.name in ("mnist5k", "mnist") else None
     python = platform.python_version()
     versions = dict(python=python, torch=torch.__version__, numpy=np.__version__, robust_nb=__version__)
     return dict(command=command, machine=_machine(data.train.x.device), versions=versions)
