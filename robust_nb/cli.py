@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from . import __version__
 from .checkpoint import write_atomically
+from .cifar import cifar10
 from .evaluation import AdversarialCollection, accuracy, robust_accuracy
 from .models import PRETRAINED, MNISTNet, load_net, pretrained, save_net
 from .objectives import Robust, Standard
@@ -29,11 +30,13 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message): self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
-def _data_options(p, recipe):
+def _data_options(p, recipe, photos=False):
     g = p.add_argument_group("data")
-    g.add_argument("--data", default="mnist5k", metavar="NAME",
+    folder = "or a folder with train/ and test/, each with a folder of 28×28 images per class"
+    g.add_argument("--data", default=None if photos else "mnist5k", metavar="NAME",
                    help="mnist5k: 5,000 real digits that come along (default); mnist: all 70,000, torchvision's files; "
-                        "or a folder with train/ and test/, each with a folder of 28×28 images per class")
+                        + (f"cifar10: its 60,000 photographs, torchvision's files (default of cifar10); {folder} "
+                           "(cifar10: 32×32, in colour)" if photos else folder))
     g.add_argument("--root", metavar="DIR", help="where those files lie (default: $ROBUST_NB_DATA, else ./data)")
     g.add_argument("--download", action="store_true", help="fetch those files into --root if they are missing")
     g.add_argument("--recipe", choices=tuple(SETS), default=recipe,
@@ -100,35 +103,34 @@ def robust_reproduce(
     argv=None, # arguments as a list of strings; default: those of the process
 ):
     "The console script `robust_reproduce`: the paper's experiment, with one command. Returns the exit code."
-    p = _Parser("robust_reproduce", REPRODUCE, REPRODUCE_EXAMPLES, usage="robust_reproduce mnist|relatives [options]")
+    p = _Parser("robust_reproduce", REPRODUCE, REPRODUCE_EXAMPLES, usage="robust_reproduce mnist|cifar10|relatives [options]")
     p.add_argument("experiment", choices=tuple(EXPERIMENTS), help="which experiment")
-    _data_options(p, "pixel")
-    g = _training_options(p, ", for each net", "60; relatives 20")
+    _data_options(p, "pixel", photos=True)
+    g = _training_options(p, ", for each net", "60; cifar10 14, relatives 20")
     g.add_argument("--seeds", type=int, metavar="N",
-                   help="how many seeds, from --seed on; with 2 or more the table of mnist also shows a control, "
+                   help="how many seeds, from --seed on; with 2 or more the table of mnist and of cifar10 also shows a control, "
                         "a baseline that A was not made against (default: 1; relatives 3)")
-    _output_options(p, "out/EXPERIMENT", "folder for all that is written: table, figures, results, A, and for mnist the nets")
+    _output_options(p, "out/EXPERIMENT", "folder for all that is written: table, figures, results, and A and the nets")
     p.set_defaults(epochs=None, out=None)
     return _run(p, _reproduce, argv, "stopped; the same command goes on where it was")
 
-EXPERIMENTS = dict(mnist=dict(epochs=60, seeds=1, out="out/mnist"), relatives=dict(epochs=20, seeds=3, out="out/relatives"))
+EXPERIMENTS = dict(mnist=dict(data="mnist5k", epochs=60, seeds=1, out="out/mnist"),
+                   cifar10=dict(data="cifar10", epochs=14, seeds=1, out="out/cifar10"),
+                   relatives=dict(data="mnist5k", epochs=20, seeds=3, out="out/relatives"))
 
 def _reproduce(a):
     for k, default in EXPERIMENTS[a.experiment].items():
         if getattr(a, k) is None: setattr(a, k, default)
-    (_mnist if a.experiment == "mnist" else _relatives)(a)
+    if a.experiment != "mnist" and a.recipe != "pixel": raise ValueError(f"recipe must be pixel for {a.experiment}, got {a.recipe}")
+    how = dict(epochs=a.epochs, seeds=a.seeds, seed=a.seed, root=a.root, out=a.out, device=a.device, precision=a.precision,
+               progress=not a.quiet, download=a.download)
+    if a.experiment == "relatives":
+        print(f"\n{comparison(compare(a.data, **how))}\nTable, figure and results are in {a.out}")
+    else: _four_nets(a, mnist(a.data, a.recipe, **how) if a.experiment == "mnist" else cifar10(a.data, **how))
 
-def _relatives(a):
-    if a.recipe != "pixel": raise ValueError(f"recipe must be pixel for relatives, got {a.recipe}")
-    results = compare(a.data, epochs=a.epochs, seeds=a.seeds, seed=a.seed, root=a.root, out=a.out, device=a.device,
-                      precision=a.precision, progress=not a.quiet, download=a.download)
-    print(f"\n{comparison(results)}\nTable, figure and results are in {a.out}")
-
-def _mnist(a):
-    rows = mnist(a.data, a.recipe, epochs=a.epochs, seeds=a.seeds, seed=a.seed, root=a.root, out=a.out, device=a.device,
-                 precision=a.precision, progress=not a.quiet, download=a.download)
-    print(f"\n{markdown(rows)}\nA: adversarial examples, each a test digit that the baseline reads correctly until one step perturbs it; "
-          "a digit may be in A once per norm.")
+def _four_nets(a, rows):
+    print(f"\n{markdown(rows)}\nA: adversarial examples, each a test image that the baseline reads correctly until one step perturbs it; "
+          "an image may be in A once per norm.")
     if a.seeds == 1: print("One seed: differences of a few examples mean nothing. --seeds 3 shows the spread.")
     print(f"Table, figures, nets and results are in {a.out}")
 
@@ -138,8 +140,10 @@ trains a baseline net and three nets robustified against perturbations from
 an ℓ∞, an ℓ2 and an ℓ1 ball, makes a collection A of adversarial examples
 that fool the baseline, and measures all four on clean test digits and on A.
 Prints the table. Writes it to --out, with three figures, the nets and A.
-The experiment relatives trains one dense net with each objective of the
-family and compares them: clean, under attack, and in seconds per epoch."""
+The experiment cifar10 does the same on photographs, with a smaller net than
+the authors' and radii by a rule. The experiment relatives trains one dense net
+with each objective of the family and compares them: clean, under attack, and
+in seconds per epoch."""
 
 REPRODUCE_EXAMPLES = """\
 examples:
@@ -147,6 +151,7 @@ examples:
   robust_reproduce mnist --epochs 2 --out out/first    a quick look
   robust_reproduce mnist --data mnist --download --seeds 3 --out out/full
                                          all of MNIST, three seeds: hours
+  robust_reproduce cifar10 --root DIR    photographs: 40 minutes or more
   robust_reproduce relatives             the family in one table
 A command that was stopped goes on when it is given again."""
 
@@ -234,6 +239,8 @@ def _attack_options(p):
 
 # %% ../nbs/library/10_cli.ipynb #e4a430c5
 def _evaluate(a):
+    if a.net not in PRETRAINED and not Path(a.net).exists():
+        raise FileNotFoundError(f"there is no net at {a.net}; those that come along are {', '.join(PRETRAINED)}")
     net = pretrained(a.net) if a.net in PRETRAINED else load_net(a.net)
     recipe, A = net.recipe, AdversarialCollection.load(a.collection) if a.collection else None
     if a.recipe not in (None, recipe): raise ValueError(f"recipe must be that of the net, {recipe}, got {a.recipe}")
@@ -286,6 +293,7 @@ USAGE = """\
 usage: python -m robust_nb COMMAND …
 
   reproduce mnist      the paper's experiment: four nets, the table, figures
+  reproduce cifar10    the same on photographs
   reproduce relatives  the family of the paper in one table
   train                train one net, robustified or not, and save it
   evaluate NET         measure a net: clean, under attack, on a collection

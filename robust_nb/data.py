@@ -206,7 +206,7 @@ def _split(d):
 
 def _remedy(name, root, download, e):
     "What to say instead of torchvision's `e`"
-    other = "or use load('mnist5k'), which needs no download"
+    other = "or use load('mnist5k'), which needs no download" if name == "mnist" else "or name a folder with its images"
     if not (isinstance(e, OSError) or "not found" in str(e) or "Error downloading" in str(e)):
         return ValueError(f"the files of {name} in {root} are damaged ({e}): remove them and fetch them again, {other}")
     if download:
@@ -269,10 +269,15 @@ def load(
     return Data(name if known else Path(name).expanduser().resolve().name, train, test, list(classes)).to(device)
 
 # %% ../nbs/library/04_data.ipynb #04b96d2f
+def _check_pixels(name, x):
+    lo, hi = x.min().item(), x.max().item()
+    if lo < 0 or hi > 1: raise ValueError(f"{name} must hold pixel values from 0 to 1, got {lo:g} to {hi:g}: for bytes say x / 255")
+
 def _standardised(s, pad):
     "`s` padded and standardised by its own mean and deviation, and these two"
     x = F.pad(s.x, [pad] * 4)
     if not x.numel(): raise ValueError("data must hold at least one image in each split")
+    _check_pixels("data", x)
     wide = x.cpu().double()                                  # the same numbers on every device
     mean, std = wide.mean().item(), wide.std().item()
     if not std > 0: raise ValueError(f"data must hold pixels that differ: the deviation in a split is {std}")
@@ -315,6 +320,7 @@ def contrast_normalise(
             f"data.{part} must hold images of shape (3, height, width), of one size in both splits, got {tuple(x.shape[1:])}")
         if not len(x): raise ValueError(f"data.{part} must hold at least one image")
         if not bool(x.isfinite().all()): raise ValueError(f"data.{part} must be finite")
+        _check_pixels(f"data.{part}", x)
     def prepared(x):
         x = torch.einsum("ij,njhw->nihw", x.new_tensor(YUV), x)
         return torch.cat([torch.cat([_local_contrast(y) for y in x[:, :1].split(1000)]), x[:, 1:]], 1)

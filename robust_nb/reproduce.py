@@ -232,10 +232,11 @@ def _machine(device):
     gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
     return dict(processor=cpu, cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu, device=str(device))
 
-def _origin(data, settings):
+def _origin(data, settings, experiment):
     "How to make this file again, and on what it was made"
     options = " ".join(f"--{k} {settings[k]}" for k in ("data", "recipe", "epochs", "seed", "precision"))
-    command = f"robust_reproduce mnist {options}" if "architecture" not in settings and data.name in ("mnist5k", "mnist") else None
+    from robust_nb.cifar import CIFAR10                               # which is made of what this module defines
+    command = f"robust_reproduce {experiment.name} {options}" if experiment is MNIST or experiment is CIFAR10 else None
     python = platform.python_version()
     versions = dict(python=python, torch=torch.__version__, numpy=np.__version__, robust_nb=__version__)
     return dict(command=command, machine=_machine(data.train.x.device), versions=versions)
@@ -260,7 +261,7 @@ def run(
     save_net(model, out/f"{_name(settings)}.safetensors", settings)
     with memory_kept(): result = _measured(model, A, data, settings, out, experiment)
     seconds = sum(history.column("seconds")), time.perf_counter() - start
-    result |= dict(train_seconds=round(seconds[0], 1), total_seconds=round(seconds[1], 1), **_origin(data, settings),
+    result |= dict(train_seconds=round(seconds[0], 1), total_seconds=round(seconds[1], 1), **_origin(data, settings, experiment),
                    history=[{k: round(v, 5) for k, v in row.items()} for row in history])
     _write_json(out/f"{_name(settings)}.json", result)
     shutil.rmtree(out/f".{_name(settings)}", ignore_errors=True)
@@ -352,11 +353,13 @@ def _save(fig, path):
     plt.close(fig)
     write_atomically(path, buffer.getvalue())
 
-def _pairs(model, A, x, i, limits, path):
-    "The members `i` of A below the test points that they come from, with the label and what the baseline says"
+def _pairs(model, A, x, i, classes, limits, path):
+    "The members `i` of A below the test points that they come from, with the label, what the baseline says, and whose step it is"
     from robust_nb.plots import plot_pairs
     if not len(i): return log.warning("%s is left out: no member of the collection fits", path.name)
-    said = [f"{t} → {p}" for t, p in zip(A.y[i].tolist(), model(A.x[i]).argmax(1).tolist())]
+    norms = [dict(Linf="ℓ∞", L2="ℓ2", L1="ℓ1").get(name.split("(")[0], name) for name in A.sets]
+    arrow = " → " if max(map(len, classes)) < 3 else "\n→ "      # names of classes need a line each
+    said = [f"{classes[t]}{arrow}{classes[p]}\n{norms[k]}" for t, p, k in zip(A.y[i].tolist(), model(A.x[i]).argmax(1).tolist(), A.norm[i].tolist())]
     shown = slice(1) if A.recipe == "paper" else slice(None)      # of a photograph in that recipe only Y
     _save(plot_pairs(x[i, shown], A.x[i, shown], said, limits=limits), path)
 
@@ -383,8 +386,8 @@ def figures(
     one = (((A.x - x).abs() > 1e-6).flatten(1).sum(1) == 1).nonzero().squeeze(1)[:10]
     some = torch.arange(len(A))[:: max(1, len(A) // 10)][:10]
     names = [out/f"{name}.png" for name in experiment.figures]
-    _pairs(model, A, x, one, limits, names[0])
-    _pairs(model, A, x, some, limits, names[1])
+    _pairs(model, A, x, one, data.classes, limits, names[0])
+    _pairs(model, A, x, some, data.classes, limits, names[1])
     _curves(collect(out), seed, data.recipe, names[2])
 
 # %% ../nbs/library/09_reproduce.ipynb #62853cb8

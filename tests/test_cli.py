@@ -88,6 +88,7 @@ def test_reproduce(say, few, tmp_path, monkeypatch, caplog):
     (['mnist', '--epochs', '0'], '--epochs must be an integer of at least 1, got 0'), (['mnist', '--seeds', '0'], '--seeds must be an integer of at least 1, got 0'),
     (['mnist', '--seed', '-1'], '--seed must be'), (['mnist', '--seed', str(1 << 63)], '--seed must be'), (['mnist', '--device', 'meta'], '--device must be one that computes'), (['mnist', '--data', 'mnist6k'], '--data must be'), (['mnist', '--device', 'cuda:99'], '--device must be'),
     (['mnist', '--data', 'mnist', '--root', 'nowhere'], '--root'), (['mnist', '--data', 'mnist', '--root', 'nowhere'], '--download'),
+    (['cifar10', '--root', 'nowhere'], '--root'), (['cifar10', '--data', 'mnist5k'], '--data must be cifar10'), (['cifar10', '--recipe', 'paper'], '--recipe must be pixel for cifar10, got paper'),
     (['cifar'], '--help'), ([], '--help'), (['mnist', '--recipe', 'pixels'], '--help')])
 def test_reproduce_refuses(say, no_training, tmp_path, monkeypatch, argv, words):
     monkeypatch.chdir(tmp_path)
@@ -235,7 +236,7 @@ def test_module_and_exit_codes():
     r = run()
     assert r.returncode == 0 and r.stdout.startswith('usage: python -m robust_nb') and not r.stderr
     r = run('evaluate', 'nowhere')
-    assert (r.returncode, r.stdout) == (2, '') and r.stderr.splitlines() == ['robust_evaluate: error: there is no net at nowhere']
+    assert (r.returncode, r.stdout) == (2, '') and r.stderr.splitlines() == ['robust_evaluate: error: there is no net at nowhere; those that come along are baseline, linf, l2, l1']
     r = run('reproduce', '--help', PYTHONIOENCODING='ascii')    # a terminal without ℓ and ∞
     assert r.returncode == 0 and 'examples:' in r.stdout, r.stderr
 

@@ -36,6 +36,14 @@ def test_version():
     init = (ROOT/'robust_nb/__init__.py').read_text(encoding='utf-8')
     assert re.search(r'^__version__ = "(.*)"$', init, re.M)[1] == cfg['DEFAULT']['version']
 
+def test_findings_are_in_step():
+    "The command prints the lines that the page shows, from the committed results"
+    r = subprocess.run([sys.executable, 'tools/found.py'], cwd=ROOT, env=ENV, capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    lines = [o for o in r.stdout.splitlines()[2:] if '| missing |' not in o]
+    page = (ROOT/'nbs/experiments/06_found.ipynb').read_text(encoding='utf-8')
+    assert len(lines) > 50 and not (o := [o for o in lines if o not in page]), f'execute nbs/experiments/06_found.ipynb; it lacks {o}'
+
 def test_site_configuration_is_one_file():
     assert (ROOT/'nbs/_quarto.yml').read_text(encoding='utf-8') == (ROOT/'_quarto.yml').read_text(encoding='utf-8'), 'nbs/_quarto.yml is to be a link to _quarto.yml'
 
