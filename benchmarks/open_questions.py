@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from common import keep
 
-from robust_nb.cifar import flip_radius
+from robust_nb.cifar import _noisy as noisy, _some as drawn, flip_radius
 from robust_nb.data import load
 from robust_nb.evaluation import AdversarialCollection, correct, robust_correct
 from robust_nb.models import MLP, MNISTNet
 from robust_nb.objectives import Robust, Standard
 from robust_nb.perturbation import cross_entropy, in_mode, perturb, value_and_gradient
-from robust_nb.reproduce import NAMES, SETS, pack
+from robust_nb.reproduce import NAMES, SETS, _bits as bits
 from robust_nb.training import fit
 from robust_nb.uncertainty import L1, L2, Linf
 from robust_nb.variants import Monitor
@@ -26,9 +26,6 @@ UPDATES, BATCH = 5500, 100                                        # 10 epochs of
 STEPS, RESTARTS, SOME, MORE = 40, 2, 500, 1000                    # of the attack; test digits that it tries, at larger radii and at those of training
 SIZES = (250, 1000, 4000, 16000)
 TRAINED = SETS["pixel"]                                           # the paper's sets, in pixel values
-
-
-def bits(hits): return dict(n=len(hits), correct=int(hits.sum()), bits=pack(hits))
 
 
 def trained(name, net, data, objective, a, monitor=None):
@@ -59,12 +56,6 @@ def leak(model, x, y, U):
     return {who: bits(torch.cat(v)) for who, v in hits.items()}
 
 
-def drawn(d, n):
-    "n test digits, the same for every net and seed: a random draw, since the first half of MNIST's test digits is the harder one"
-    i = torch.randperm(len(d.test), generator=torch.Generator().manual_seed(0))[:n].sort().values
-    return d.test.x[i], d.test.y[i]
-
-
 def measured(name, model, history, d, attacks, a):
     "One net: clean, one step, many steps, noise, gradients"
     x, y = d.test.x, d.test.y
@@ -75,13 +66,8 @@ def measured(name, model, history, d, attacks, a):
     said["one_step"] = {k: bits(robust_correct(model, x, y, U)) for k, U in TRAINED.items()}
     said["many_steps"] = many(drawn(d, SOME), attacks)
     if name in NAMES: said["many_steps_trained"] = many(drawn(d, MORE), TRAINED)
-    said["noise"] = {k: bits(correct(model, noisy(x, U, a.seed), y)) for k, U in TRAINED.items()}
+    said["noise"] = {k: bits(correct(model, noisy(x, U, (0., 1.), a.seed), y)) for k, U in TRAINED.items()}
     return said
-
-
-def noisy(x, U, seed):
-    "x plus a step of the size of U along a random direction, in the box"
-    return x + U.steepest_ascent(torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)), x, (0., 1.))
 
 
 def length(x, y, model, U): return L2(1.).norm(perturb(model, x, y, U) - x).mean().item()
@@ -115,7 +101,7 @@ def transfer(sources, targets, d, seed):
         A = AdversarialCollection.build(model, d.test.x, d.test.y, list(TRAINED.values()))
         by_set = torch.bincount(A.norm, minlength=3).tolist()
         said[name] = dict(by_set=dict(zip(TRAINED, by_set)), index=A.index.tolist(), read={k: bits(A.correct(m)) for k, m in targets.items()})
-        x = torch.cat([noisy(d.test.x[A.index[A.norm == k]], U, seed) for k, U in enumerate(TRAINED.values())])
+        x = torch.cat([noisy(d.test.x[A.index[A.norm == k]], U, (0., 1.), seed) for k, U in enumerate(TRAINED.values())])
         said[name]["noise"] = {k: bits(correct(m, x, A.y)) for k, m in targets.items()}
         said[name]["in_8_bits"] = {k: bits(correct(m, (A.x * 255).round() / 255, A.y)) for k, m in targets.items()}
     return said

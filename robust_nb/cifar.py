@@ -63,7 +63,7 @@ def flip_radius(
 SETS = dict(pixel=dict(linf=Linf(0.0025), l2=L2(0.1), l1=L1(2.7)))    # see below
 CURVE = dict(pixel=[round(0.001 * i, 3) for i in range(16)])           # of the curve under the ℓ∞ step
 
-# %% ../nbs/library/22_cifar.ipynb #da7b866a
+# %% ../nbs/library/22_cifar.ipynb #e7c63f83
 def _drawn(total, n): return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n].sort().values
 
 def _some(data, n):
@@ -71,9 +71,9 @@ def _some(data, n):
     i = _drawn(len(data.test), n).to(data.test.x.device)
     return data.test.x[i], data.test.y[i]
 
-def _noisy(x, U, box):
+def _noisy(x, U, box, seed=0):
     "x plus a step of the size of U along a random direction"
-    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x)
     return x + U.steepest_ascent(direction, x, box)
 
 def further(
