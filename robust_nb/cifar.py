@@ -86,7 +86,7 @@ def further(
     "Correct clean, under many steps, under noise of equal norm; mean dual norm of the input gradient; correct on A in 8 bits"
     if not isinstance(A, AdversarialCollection) or A.recipe != "pixel": raise ValueError(f"A must be a collection in the recipe pixel, got {A!r}")
     if not isinstance(data, Data) or data.recipe != "pixel" or not len(data.test): raise ValueError(f"data must be a Data in the recipe pixel, with test images, got {data!r}")
-    if n < 1: raise ValueError(f"n must be at least 1, got {n!r}")
+    _check_integers(n=n, steps=steps)
     (x, y), sets, box = _some(data, n), SETS[data.recipe], data.box
     grads = torch.cat([_gradient(model, *part) for part in zip(x.split(200), y.split(200))])
     stronger = {k: dict(radius=U.radius, steps=steps, **_bits(robust_correct(model, x, y, U, steps=steps, box=box))) for k, U in sets.items()}

@@ -135,9 +135,7 @@ LABEL = dict(linf="ℓ∞", l2="ℓ2", l1="ℓ1")
 
 def _share(r): return 100 * _ratio(r["correct"], r["n"])
 
-def _mcnemar(pairs, over="seeds"):
-    small = sum(p < 0.05 for _, _, p, _ in pairs.values())
-    return f"Student's t over {over}; McNemar below 0.05 in {small} of {len(pairs)}"
+def _mcnemar(p, over="seeds"): return f"Student's t over {over}; McNemar below 0.05 in {sum(v < 0.05 for v in p)} of {len(p)}"
 
 def _collection(where, runs):
     "Claims 26, 27 and 28"
@@ -156,17 +154,21 @@ def _collection(where, runs):
     yield _finding(28, "the ℓ∞ net is the best of the three on A: its lead", where, lead, unit=" points", digits=1)
     for net in LABEL:
         pairs = paired(runs, net, "control", "A")
-        yield _finding(28, f"the {LABEL[net]} net does better on A than a baseline of another seed", where, [v[3] for v in pairs.values()], _mcnemar(pairs),
+        yield _finding(28, f"the {LABEL[net]} net does better on A than a baseline of another seed", where, [v[3] for v in pairs.values()], _mcnemar([v[2] for v in pairs.values()]),
                        unit=" points", digits=1)
+
+def _gains(claim, says, where, a, b, **how):
+    "The line for points of accuracy that a gains over b, from hits per seed on the same images; its interval is over both"
+    test = _mcnemar([mcnemar(*pair)[2] for pair in zip(a, b)], "seeds and images")
+    d = 100 * (np.array([h.double().numpy() for h in a]) - np.array([h.double().numpy() for h in b]))
+    return _finding(claim, says, where, [row.mean() for row in d], test, unit=" points", around=lambda _: interval_on_images(d), **how)
 
 def _clean(where, runs):
     "Claim 29"
     for net in LABEL:
         pairs = paired(runs, net)
-        both = [[hits_of(runs[k][s], "test").double().numpy() for s in pairs] for k in (net, "baseline")]
-        on_images = lambda _: interval_on_images(100 * (np.array(both[0]) - np.array(both[1])))
-        yield _finding(29, f"clean accuracy, {LABEL[net]} net − baseline", where, [v[3] for v in pairs.values()], _mcnemar(pairs, "seeds and images"),
-                       unit=" points", around=on_images)
+        a, b = ([hits_of(runs[k][s], "test") for s in pairs] for k in (net, "baseline"))
+        yield _gains(29, f"clean accuracy, {LABEL[net]} net − baseline", where, a, b)
 
 # %% ../nbs/library/23_findings.ipynb #d4d00db5
 def converged(
@@ -215,8 +217,8 @@ def _opened(seeds):
     "Claims 28, 30, 31, 32 and 35 from the files of `benchmarks/open_questions.py`"
     where, nets = "MNIST, open questions", [r["nets"] for r in seeds]
     for k in LABEL:
-        gain = [_share(n[k]["many_steps_trained"][k]) - _share(n["baseline"]["many_steps_trained"][k]) for n in nets]
-        yield _finding(30, f"accuracy under 40 {LABEL[k]} steps with a restart, training radius, {LABEL[k]} net − baseline", where, gain, unit=" points")
+        a, b = ([hits_of(n[net]["many_steps_trained"], k) for n in nets] for net in (k, "baseline"))
+        yield _gains(30, f"accuracy under 40 {LABEL[k]} steps with a restart, training radius, {LABEL[k]} net − baseline", where, a, b)
     for k in LABEL:
         more = [_share(r["transfer"]["control"]["read"][k]) - _share(r["transfer"]["control"]["read"]["baseline"]) for r in seeds]
         yield _finding(28, f"on an A made against another seed, which shares no start: the {LABEL[k]} net − baseline", where, more, unit=" points", digits=1)
@@ -240,8 +242,8 @@ def _photographs(runs):
     where = RUNS["cifar10-pixel"]
     for k in LABEL:
         pairs = [(runs[k][s], runs["baseline"][s]) for s in shared(runs, k, "baseline")]
-        gain = [_share(a["stronger"][k]) - _share(b["stronger"][k]) for a, b in pairs]
-        yield _finding(30, f"accuracy under 40 {LABEL[k]} steps, training radius, {LABEL[k]} net − baseline", where, gain, unit=" points")
+        a, b = ([hits_of(r["stronger"], k) for r in side] for side in (list(zip(*pairs)) or ((), ())))
+        yield _gains(30, f"accuracy under 40 {LABEL[k]} steps, training radius, {LABEL[k]} net − baseline", where, a, b)
         ratio = [_ratio(a["gradient"][k], b["gradient"][k]) for a, b in pairs]
         yield _finding(35, f"mean ‖∇J‖ in the dual norm, {LABEL[k]} net ÷ baseline, is below 1", where, ratio, bound=1, above=False)
     for k in LABEL:

@@ -83,9 +83,9 @@ def plot_pairs(
     after,           # images x + Δ, the same shape
     titles=None,     # a text per pair, or None
     limits=(0., 1.), # the values drawn black and white
-    rings=5,         # ring the changed pixels where there are at most so many
+    rings=12,        # ring the changed pixels where there are at most so many
 ):
-    "Originals above, what became of them below; returns the figure. Raises `ValueError` where the shapes differ."
+    "Images x above, x + Δ below; returns the figure. Raises `ValueError` where the shapes differ."
     _check_images("before", before, limits)
     _check_images("after", after, limits)
     if before.shape != after.shape:
@@ -98,8 +98,8 @@ def plot_pairs(
     for k, ax in enumerate(fig.axes[n:]):
         where = _changed(before[k], after[k], limits).tolist()
         for i, j in where * (len(where) <= rings):
-            ax.add_patch(Circle((j, i), max(before.shape[-2:]) / 14, fill=False, color=COLOURS["linf"], lw=1.2))
-    for ax, label in zip(fig.axes[::n], ("original", "perturbed")):
+            ax.add_patch(Circle((j, i), max(before.shape[-2:]) / 16, fill=False, color=COLOURS["l1"], lw=1))
+    for ax, label in zip(fig.axes[::n], ("x", "x + Δ")):
         ax.text(-0.06, 0.5, label, rotation=90, ha="right", va="center", fontsize=9, transform=ax.transAxes)
     fig.tight_layout(pad=0.2)
     return fig
