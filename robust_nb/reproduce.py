@@ -110,11 +110,15 @@ def measure(
     experiment=MNIST,        # which radii
 ):
     "What is correct: clean, in A, and under one step of each norm at the training radius; and the curve of figure 3"
-    if A.recipe != data.recipe: raise ValueError(f"A is in the {A.recipe} recipe, but data in the {data.recipe} recipe")
+    counts = _counts(model, A, data)
     x, y, sets, radii = data.test.x, data.test.y, experiment.sets[data.recipe], experiment.curve[data.recipe]
     step = {k: dict(radius=U.radius, **_bits(robust_correct(model, x, y, U, box=data.box))) for k, U in sets.items()}
     curve = dict(set="linf", radii=radii, accuracy=accuracy_curve(model, x, y, Linf(1.), radii, box=data.box).tolist())
-    return dict(test=_bits(correct(model, x, y)), A=_bits(A.correct(model)), one_step=step, curve=curve)
+    return counts | dict(one_step=step, curve=curve)
+
+def _counts(model, A, data):
+    if A.recipe != data.recipe: raise ValueError(f"A is in the {A.recipe} recipe, but data in the {data.recipe} recipe")
+    return dict(test=_bits(correct(model, data.test.x, data.test.y)), A=_bits(A.correct(model)))
 
 # %% ../nbs/library/09_reproduce.ipynb #ae6b023c
 def sizes(
@@ -275,14 +279,14 @@ def control(
     out="out",  # the folder of the runs
     experiment=MNIST, # the experiment that the runs belong to
 ):
-    "How an equally unrobust net does on A; writes `control-SEED.json`. Raises `FileNotFoundError` for a missing run."
+    "How many test points and how much of A an equally unrobust net reads; writes `control-SEED.json`. Raises `FileNotFoundError` for a missing run."
     if seed == other: raise ValueError(f"other must differ from seed, got {other} twice: it misreads all of A")
     out = Path(out)
     settings = dict(experiment=experiment.name, net="control", seed=seed, baseline_of_seed=other)
     settings |= dict(recipe=data.recipe, data=data.name)
     model = load_net(out/f"baseline-{other}.safetensors", data.test.x.device)
     A = AdversarialCollection.load(out/f"A-{seed}.safetensors")
-    with memory_kept(): result = dict(config=settings, baseline=A.baseline, **measure(model, A, data, experiment))
+    with memory_kept(): result = dict(config=settings, baseline=A.baseline, **_counts(model, A, data))
     _write_json(out/f"control-{seed}.json", result)
     return result
 
