@@ -184,7 +184,7 @@ def compare(
     "All methods, `seeds` times: `table.json`, `table.md` and `figure.png` in `out`. Returns the results: name -> list of dicts."
     _check_integers(epochs=epochs, seeds=seeds, seed=seed)
     names = list(METHODS if methods is None else methods)
-    if unknown := [k for k in names if k not in METHODS]: raise ValueError(f"methods must be among {', '.join(METHODS)}, got {unknown[0]!r}")
+    if isinstance(methods, str) or not set(names) <= set(METHODS): raise ValueError(f"methods must be a list of names among {', '.join(METHODS)}, got {methods!r}")
     names = list(dict.fromkeys(["standard", *names]))
     d, out = data if isinstance(data, Data) else digits(data, "pixel", root, device, download), Path(out)
     check_writable(out)
