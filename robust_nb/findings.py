@@ -75,7 +75,7 @@ class Finding(NamedTuple):
     data: str      # which runs
     measured: str  # the figure: a mean over seeds, or a count
     t: str         # Student's 95 % interval
-    boot: str      # the bootstrap's
+    boot: str      # the bootstrap's, from five seeds on
     seeds: object  # how many, or "–" for what needs none
     test: str      # by which rule or test it is judged
     verdict: str   # "holds", "does not hold" or "undecided"
@@ -102,9 +102,12 @@ def _finding(claim, says, data, values, test="Student's t over seeds", *, bound=
     if not np.isfinite(values).all(): return line._replace(measured="nothing to divide by")
     line = line._replace(measured=said(np.mean(values)) + unit, t="needs two seeds")
     if len(values) < 2: return line
-    _, low, high = around(values)
-    both = [f"{said(a)} to {said(b)}" for a, b in ((low, high), bootstrap(values))]
-    return line._replace(t=both[0], boot=both[1], verdict=judge(low, high, bound, above))
+    mean, low, high = around(values)
+    ends = lambda pair: f"{said(pair[0])} to {said(pair[1])}"
+    line = line._replace(measured=said(mean) + unit, t=ends((low, high)), verdict=judge(low, high, bound, above))
+    return line._replace(boot=ends(bootstrap(values))) if len(values) >= 5 else line
+
+def _on_logs(values): return tuple(np.exp(interval(np.log(values))).tolist())    # of ratios: the geometric mean and its interval
 
 def _exact(claim, says, data, measured, test, holds, seeds="–"):
     return Finding(claim, says, data, measured, "exact", "–", seeds, test, "holds" if holds else "does not hold")
@@ -239,7 +242,7 @@ def _opened(seeds):
     for k in LABEL:
         for how in ("mean", "median"):
             ratio = [_ratio(n[k]["gradient"][k][how], n["baseline"]["gradient"][k][how]) for n in nets]
-            yield _finding(35, f"{how} ‖∇J‖ in the dual norm, {LABEL[k]} net ÷ baseline, is below 1", where, ratio, bound=1, above=False)
+            yield _finding(35, f"{how} ‖∇J‖ in the dual norm, {LABEL[k]} net ÷ baseline, is below 1", where, ratio, bound=1, above=False, around=_on_logs)
     for k in LABEL:
         gap = lambda n: 100 * n["train_accuracy"] - _share(n["test"])
         yield _finding(35, f"training − test accuracy is smaller, {LABEL[k]} net − baseline", where, [gap(n[k]) - gap(n["baseline"]) for n in nets],
@@ -253,7 +256,7 @@ def _photographs(runs):
         a, b = ([hits_of(r["stronger"], k) for r in side] for side in (list(zip(*pairs)) or ((), ())))
         yield _gains(30, f"accuracy under 40 {LABEL[k]} steps, training radius, {LABEL[k]} net − baseline", where, a, b)
         ratio = [_ratio(a["gradient"][k], b["gradient"][k]) for a, b in pairs]
-        yield _finding(35, f"mean ‖∇J‖ in the dual norm, {LABEL[k]} net ÷ baseline, is below 1", where, ratio, bound=1, above=False)
+        yield _finding(35, f"mean ‖∇J‖ in the dual norm, {LABEL[k]} net ÷ baseline, is below 1", where, ratio, bound=1, above=False, around=_on_logs)
     for k in LABEL:
         ratio = []
         for _, r in sorted(runs.get("baseline", {}).items()):
