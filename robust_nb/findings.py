@@ -107,7 +107,9 @@ def _finding(claim, says, data, values, test="Student's t over seeds", *, bound=
     line = line._replace(measured=said(mean) + unit, t=ends((low, high)), verdict=judge(low, high, bound, above))
     return line._replace(boot=ends(bootstrap(values))) if len(values) >= 5 else line
 
-def _on_logs(values): return tuple(np.exp(interval(np.log(values))).tolist())    # of ratios: the geometric mean and its interval
+def _on_logs(values):
+    "Of ratios: the geometric mean and its interval; the plain ones where a ratio is 0"
+    return tuple(np.exp(interval(np.log(values))).tolist()) if min(values) > 0 else interval(values)
 
 def _exact(claim, says, data, measured, test, holds, seeds="–"):
     return Finding(claim, says, data, measured, "exact", "–", seeds, test, "holds" if holds else "does not hold")
@@ -168,11 +170,11 @@ def _collection(where, runs):
         yield _finding(28, f"the {LABEL[net]} net does better on A than a baseline of another seed", where, [v[3] for v in pairs.values()], _mcnemar([v[2] for v in pairs.values()]),
                        unit=" points", digits=1)
 
-def _gains(claim, says, where, a, b, **how):
+def _gains(claim, says, where, a, b):
     "The line for points of accuracy that a gains over b, from hits per seed on the same images; its interval is over both"
     test = _mcnemar([mcnemar(*pair)[2] for pair in zip(a, b)], "seeds and images")
     d = 100 * (np.array([h.double().numpy() for h in a]) - np.array([h.double().numpy() for h in b]))
-    return _finding(claim, says, where, [row.mean() for row in d], test, unit=" points", around=lambda _: interval_on_images(d), **how)
+    return _finding(claim, says, where, [row.mean() for row in d], test, unit=" points", around=lambda _: interval_on_images(d))
 
 def _clean(where, runs):
     "Claim 29"

@@ -357,12 +357,15 @@ def _save(fig, path):
     plt.close(fig)
     write_atomically(path, buffer.getvalue())
 
+def _spread(i, n): return i[:: max(1, len(i) // n)][:n]    # n of them from first to last, or all
+
 def _pairs(model, A, x, i, classes, limits, path):
-    "The members `i` of A below the test points that they come from, with the label, what the baseline says, and whose step it is"
+    "A few of the members `i` of A below the test points that they come from, with the label, what the baseline says, and whose step it is"
     from robust_nb.plots import plot_pairs
     if not len(i): return log.warning("%s is left out: no member of the collection fits", path.name)
     norms = [dict(Linf="ℓ∞", L2="ℓ2", L1="ℓ1").get(name.split("(")[0], name) for name in A.sets]
-    arrow = " → " if max(map(len, classes)) < 3 else "\n→ "      # names of classes need a line each
+    short = max(map(len, classes)) < 3                            # names of classes need a line each, and room
+    arrow, i = " → " if short else "\n→ ", _spread(i, 10 if short else 6)
     said = [f"{classes[t]}{arrow}{classes[p]}\n{norms[k]}" for t, p, k in zip(A.y[i].tolist(), model(A.x[i]).argmax(1).tolist(), A.norm[i].tolist())]
     shown = slice(1) if A.recipe == "paper" else slice(None)      # of a photograph in that recipe only Y
     _save(plot_pairs(x[i, shown], A.x[i, shown], said, limits=limits), path)
@@ -387,12 +390,10 @@ def figures(
     A, model = AdversarialCollection.load(out/f"A-{seed}.safetensors"), load_net(out/f"baseline-{seed}.safetensors")
     x = data.test.x.cpu()[A.index]
     limits = data.box or (x.min().item(), x.max().item()) if len(A) else (0., 1.)
-    shown = 10 if max(map(len, data.classes)) < 3 else 6          # names of classes need room
     one = (((A.x - x).abs() > 1e-6).flatten(1).sum(1) == 1).nonzero().squeeze(1)
-    some = torch.arange(len(A))[:: max(1, len(A) // shown)]
     names = [out/f"{name}.png" for name in experiment.figures]
-    _pairs(model, A, x, one[:shown], data.classes, limits, names[0])
-    _pairs(model, A, x, some[:shown], data.classes, limits, names[1])
+    _pairs(model, A, x, one, data.classes, limits, names[0])
+    _pairs(model, A, x, torch.arange(len(A)), data.classes, limits, names[1])
     _curves(collect(out), seed, data.recipe, names[2])
 
 # %% ../nbs/library/09_reproduce.ipynb #62853cb8
