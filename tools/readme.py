@@ -1,6 +1,6 @@
 """README.md from nbs/index.ipynb, without Quarto.   readme.py [--check]
 
-The same notebook filters as `nbdev_readme`, then pandoc with the options that Quarto uses for `-t gfm`, so that both give the same bytes.
+The same notebook filters as `nbdev_readme`, then pandoc with the options that Quarto uses for `-t gfm`. A picture has its `fig-alt` as text and its `fig-cap` below it.
 With --check nothing is written: exit 1 and a diff where README.md is out of date.
 """
 import base64, difflib, os, re, sys, warnings
@@ -32,14 +32,15 @@ def options(src):
     while n < len(lines) and lines[n].startswith('#|'): n += 1
     return {k.strip(): v.strip() for k, _, v in (l[2:].partition(':') for l in lines[:n])}, '\n'.join(lines[n:]).strip('\n')
 
-def output(o, name, files):
+def output(o, name, files, opts):
     "Markdown for one output; a picture is added to `files`"
     if o['output_type'] == 'stream': return '' if o.get('name') == 'stderr' else indented(text(o['text']))
     data = o.get('data', {})
     if 'text/markdown' in data: return text(data['text/markdown']).strip()
     if 'image/png' in data:
         files[name] = base64.b64decode(text(data['image/png']))
-        return f'![]({name})'
+        alt, caption = (str(yaml.safe_load(opts.get(k, '""'))) for k in ('fig-alt', 'fig-cap'))
+        return f'![{alt}]({name})\n\n{caption}'.strip()
     if 'text/html' in data: return text(data['text/html']).strip()
     return indented(text(data['text/plain'])) if 'text/plain' in data else ''
 
@@ -63,7 +64,7 @@ def to_markdown(nb, stem):
             if src and opts.get('echo') != 'false': parts.append(f'``` python\n{src}\n```')
             if opts.get('output') == 'false': continue
             for k, o in enumerate(c.get('outputs', []), 1):
-                parts.append(output(o, f'{stem}_files/figure-commonmark/cell-{n}-output-{k}.png', files))
+                parts.append(output(o, f'{stem}_files/figure-commonmark/cell-{n}-output-{k}.png', files, opts))
     return '\n\n'.join(o for o in parts if o) + '\n', files
 
 def callout(m):
