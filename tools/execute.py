@@ -24,7 +24,8 @@ def kept(cell, flags):
     return 'nbdev_export(' in cell.source or has(r'eval:\s*false') or any(has(rf'{o}\b.*') for o in flags)
 
 def still(outputs):
-    "The outputs without live widgets; of these, what a page without a kernel shows, if anything"
+    "The outputs without live widgets, of which stays what a page without a kernel shows, if anything; and without complaints about fonts"
+    outputs = [o for o in outputs if not (o.get('name') == 'stderr' and o['text'].startswith('findfont:'))]
     for o in outputs:
         if WIDGET in o.get('data', {}): o['data'] = {k: v for k, v in o['data'].items() if k == 'text/html'}
     return [o for o in outputs if o.get('data', True)]
