@@ -168,7 +168,7 @@ def _nearest(model, x, y, box, tol, steps, check):
         if c < 1e-6 or high <= low * (1 + tol): break
         c = c / 4 if low == 0 else math.sqrt(low * high)
     if best is None: return torch.inf, x[0]
-    low, high = 0., 1.                                                           # the first success on the segment from x
+    low, high = 0., 1.                                                           # a shorter success on the segment from x
     for _ in range(40):
         middle = (low + high) / 2
         low, high = (low, middle) if reaches(middle * best) else (middle, high)

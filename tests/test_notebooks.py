@@ -33,6 +33,7 @@ def test_notebook(name, executed):
     for i, c in enumerate(cells):
         if (d := directive(c, 'varies')):
             if not re.fullmatch(r'''[^"':#]*\w[^"':#]*''', d[1]): wrong.append((i, c, '`#| varies:` needs a reason, without quotes, colons or #'))
+            if not c['outputs']: wrong.append((i, c, 'what varies is an output, and none is committed; a slow cell needs --slow'))
         elif c['id'] in ran and (diff := notebooks.difference(c, ran[c['id']]['outputs'])): wrong.append((i, c, diff))
     if wrong:
         said = '\n'.join(f'code cell {i} ({c["id"]}): {why}\n    ' + '\n    '.join(source(c).splitlines()[:6]) for i, c, why in wrong)
