@@ -11,7 +11,7 @@ from pathlib import Path
 import cloudpickle
 import torch
 import torch.distributed as dist
-from .perturbation import perturb
+from .perturbation import _rows, perturb
 
 # %% ../nbs/library/16_distributed.ipynb #5fc566ac
 def launch(
@@ -200,7 +200,7 @@ def sharded(
 ):
     "The same attack, with the samples shared among the processes"
     def attack(model, x, y, U, **options):
-        shared = lambda x, y, i: solver(model, x, y, U.at(i), **options)
+        shared = lambda xs, ys, i: solver(model, xs, ys, U.at(i), **_rows(options, i, x))
         return on_shards(shared, x, y, torch.arange(len(x), device=x.device))
     return attack
 

@@ -14,8 +14,8 @@ import torch
 from fastcore.basics import patch
 from .checkpoint import load_tensors, save_tensors
 from .models import RECIPES, weights_digest
-from .perturbation import _wide, check_labels, in_mode, log_odds, logits_of, perturb, shift, value_and_gradient
-from .uncertainty import NormBall, UncertaintySet, check_batch, check_box, check_inside
+from .perturbation import _rows, _wide, check_labels, in_mode, log_odds, logits_of, perturb, shift, value_and_gradient
+from .uncertainty import UncertaintySet, check_batch, check_box, check_inside
 
 # %% ../nbs/library/06_evaluation.ipynb #b4e169bd
 def correct(
@@ -98,8 +98,9 @@ def robust_correct(
     index, hits = torch.arange(len(x), device=x.device), []
     for xs, ys, i in zip(*(t.split(batch_size) for t in (x, y, index))):
         before = correct(model, xs, ys, batch_size)
-        with in_mode(model, attack.get("mode", "eval")): moved = solver(model, xs, ys, U.at(i), **attack)
-        _check_moved(moved, xs, U.at(i), attack["box"])
+        part = _rows(attack, i, x)
+        with in_mode(model, attack.get("mode", "eval")): moved = solver(model, xs, ys, U.at(i), **part)
+        _check_moved(moved, xs, U.at(i), part["box"])
         hits.append(before & correct(model, moved, ys, batch_size))
     return torch.cat(hits)
 
@@ -118,11 +119,11 @@ def robust_accuracy(
 
 # %% ../nbs/library/06_evaluation.ipynb #f27f857c
 def _check_moved(moved, x, U, box):
-    "Raises unless a solver returned x + Δ like `x`, with Δ in U where U is the ball of a norm, and x + Δ in the box"
+    "Raises unless a solver returned x + Δ like `x`, with Δ in U and x + Δ in the box"
     if not isinstance(moved, torch.Tensor) or moved.shape != x.shape or moved.dtype != x.dtype:
         got = f"{moved.dtype}, {tuple(moved.shape)}" if isinstance(moved, torch.Tensor) else type(moved).__name__
         raise TypeError(f"solver must return x + Δ like x, {x.dtype}, {tuple(x.shape)}, got {got}")
-    if isinstance(U, NormBall) and not U.contains(_wide(moved) - _wide(x), x, box).all():
+    if not U.contains(_wide(moved) - _wide(x), x, box).all():
         raise ValueError("solver must return x + Δ with Δ in U and x + Δ in the box")
 
 # %% ../nbs/library/06_evaluation.ipynb #8524eb97
@@ -150,8 +151,8 @@ def accuracy_curve(
     if not isinstance(U, UncertaintySet): raise TypeError(f"U must be an UncertaintySet, got {type(U).__name__}")
     sets = _sets(U, radii)
     with in_mode(model, "eval"):
-        batches = zip(x.split(batch_size), y.split(batch_size))
-        clean, *hits = torch.cat([_one_step(model, xs, ys, sets, box, loss) for xs, ys in batches], 1).cpu()
+        batches = torch.arange(len(x), device=x.device).split(batch_size)
+        clean, *hits = torch.cat([_one_step(model, x[i], y[i], [S.at(i) for S in sets], _rows(box, i, x), loss) for i in batches], 1).cpu()
     hits = torch.stack(hits)
     if monotone:
         order = torch.tensor([S.radius for S in sets]).argsort()
@@ -266,7 +267,6 @@ def build(cls:AdversarialCollection,
     recipe="pixel", # "pixel" or "paper": the units of x
     box=(0., 1.),   # (lo, hi), or None
     batch_size=200, # samples per pass
-    solver=perturb, # by default one exact step; or a function that is called alike
 ):
     "One exact step (equation 14) from every correctly classified sample, by each set; those now wrong are members"
     sets = list(sets) if isinstance(sets, Iterable) else [sets]
@@ -275,7 +275,7 @@ def build(cls:AdversarialCollection,
     start, parts = correct(model, x, y, batch_size).nonzero().squeeze(1), []
     for k, S in enumerate(sets):
         for i in start.split(batch_size):
-            moved = solver(model, x[i], y[i], S, box=box)
+            moved = perturb(model, x[i], y[i], S.at(i), box=box)
             parts.append((moved.float(), y[i].long(), i, torch.full_like(i, k)))
     moved, labels, index, norm = (torch.cat(p).cpu() for p in zip(*parts))
     names, radius = list(map(repr, sets)), torch.tensor([S.radius for S in sets])[norm]

@@ -36,6 +36,10 @@ class AdversarialTraining(Callback):
         "Tells the objective the epoch, as `fit` does: its radius may grow"
         self.objective.on_epoch(self.epoch)
 
+    def after_fit(self):
+        "The whole radius again"
+        self.objective.finish()
+
     def before_batch(self):
         "Puts x + Δ̂ into the place of x. Raises `TypeError`, `ValueError` for another batch, or one outside the box."
         if len(self.xb) != 1 or len(self.yb) != 1:

@@ -69,7 +69,8 @@ def _wrap(self:AdversarialTraining, owner, trainer, pl_module):
 
 @patch
 def on_train_end(self:AdversarialTraining, trainer, pl_module):
-    "Takes the wrappers off: the module and the data module are as they were"
+    "Takes the wrappers off: the module and the data module are as they were, and the objective has its whole radius"
+    self.objective.finish()
     while self._wrapped:
         owner, own = self._wrapped.pop()
         delattr(owner, _HOOK) if own is None else setattr(owner, _HOOK, own)

@@ -61,7 +61,7 @@ def _stem_conv(x, weight, bias):
 
 # %% ../nbs/library/05_models.ipynb #a72bdeb3
 class StemConv2d(nn.Conv2d):
-    "`nn.Conv2d` for the first layer: in float32 on a CPU the gradient in few input channels is one matrix product"
+    "`nn.Conv2d` for the first layer: in float32 on a CPU the gradient in few input channels is one matrix product; no in-place module may follow"
     def __init__(self,
         in_channels:int,  # 1 for grey images, 3 for colour
         out_channels:int, # number of filters

@@ -123,13 +123,22 @@ def prepare(self:Robust,
     x, # all training samples, shape (n, ...)
     y, # their labels, shape (n,)
 ):
-    "Raises `ValueError` unless `x` lies in the box and there is one radius, or one per sample"
+    "Raises `ValueError` unless `x` lies in the box and U is one for all samples, or has a radius, a mask or a basis for each"
     _check_shared(self.box, x)
     if self.box is not None: check_inside(x, self.box)
-    if isinstance(self.U.radius, float): return
-    n = len(self.U.radius)
-    if n != len(x): raise ValueError(f"radius has {n} values, one per sample, but there are {len(x)} training samples")
-    self.U = self.U.with_radius(self.U.radius.to(x.device))
+    for k, n in _per_sample(self.U).items():
+        if n != len(x): raise ValueError(f"{k} has {n} values, one per sample, but there are {len(x)} training samples")
+    if isinstance(self.U.radius, torch.Tensor): self.U = self.U.with_radius(self.U.radius.to(x.device))
+
+def _per_sample(U):
+    "What U holds for each sample apart, and for how many: name -> n"
+    one, two = (vars(U.at(torch.zeros(n, dtype=torch.int64))) for n in (1, 2))
+    return {k: len(getattr(U, k)) for k, v in one.items() if isinstance(v, torch.Tensor) and v.shape != two[k].shape}
+
+def _check_one_set(objective, why):
+    "Raises `ValueError` where U differs between samples"
+    for k in _per_sample(objective.U):
+        raise ValueError(f"objective must have one {k} for all samples, got one per sample in {objective}: {why}")
 
 # %% ../nbs/library/02_objectives.ipynb #b3b0a4bc
 def _with_gradient(model, x, y):
@@ -213,8 +222,4 @@ def check_replaces_samples(
     if not isinstance(objective, Robust) or type(objective).__call__ is not Robust.__call__:
         raise TypeError(f"objective must be a Robust such as Robust(Linf(0.1)), since the loss is {trainer}'s own, "
                         f"got {objective!r}: train with robust_nb.training.fit where the loss is another")
-    one, two = (vars(objective.U.at(torch.zeros(n, dtype=torch.int64))) for n in (1, 2))
-    differ = [k for k, v in one.items() if isinstance(v, torch.Tensor) and v.shape != two[k].shape]
-    if differ:
-        raise ValueError(f"objective must have one {differ[0]} for all samples, got one per sample in {objective}: "
-                         f"{trainer} does not say which samples are in a batch; robust_nb.training.fit does")
+    _check_one_set(objective, f"{trainer} does not say which samples are in a batch; robust_nb.training.fit does")

@@ -10,9 +10,9 @@ import math, numbers
 import numpy as np
 import torch
 from .evaluation import _check_moved
-from .perturbation import (_check, _leaf, _wide, check_labels, cross_entropy, in_mode, logits_of, perturb, shift,
+from .perturbation import (_check, _leaf, _rows, _wide, check_labels, cross_entropy, in_mode, logits_of, perturb, shift,
                                     value_and_gradient)
-from .solvers import _bounds, _flat_numpy, _lbfgsb, _like, _rows, margin
+from .solvers import _bounds, _flat_numpy, _lbfgsb, _like, margin
 from .uncertainty import L2, check_batch
 
 # %% ../nbs/library/14_radii.ipynb #588002cb
@@ -35,7 +35,7 @@ def first_order_radius(
         def slope(k): return torch.autograd.grad(-lead[:, k].sum(), leaf, retain_graph=True, allow_unused=True)[0]
         slopes = [slope(k) if z.requires_grad else None for k in range(z.shape[1])]
         if slopes[0] is None: raise ValueError("model must depend on x, but its logits have no gradient")
-    lead, limit, wide = lead.detach(), _limit(U, lead), _wide(x.detach())
+    lead, limit, wide = lead.detach(), _limit(U, lead[:, 0]), _wide(x.detach())
     best = torch.full_like(limit, torch.inf)
     for k, g in enumerate(map(_wide, slopes)):
         if check: check_batch(f"the gradient of logit {k} at x", g)

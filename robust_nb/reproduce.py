@@ -68,7 +68,7 @@ def digits(
 ):
     "Data for the paper's net, in units of the recipe. Raises `ValueError` unless 28×28 grey, of at most 10 classes."
     if recipe not in SETS: raise ValueError(f"recipe must be one of {tuple(SETS)}, got {recipe!r}")
-    if data not in ("mnist5k", "mnist", "cifar10") and not Path(data).is_dir():
+    if data not in ("mnist5k", "mnist") and not Path(data).is_dir():
         raise ValueError(f"data must be mnist5k, mnist, or a folder that holds train/ and test/, got {str(data)!r}")
     if pick_device(device).type == "meta":
         raise ValueError("device must be one that computes, got 'meta', which holds no values")

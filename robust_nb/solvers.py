@@ -9,8 +9,8 @@ __all__ = ['frank_wolfe', 'lbfgs', 'margin', 'dlr', 'multi_targeted']
 import numpy as np
 import torch
 from scipy.optimize import minimize
-from .perturbation import (_better, _check, _check_value, _leaf, _wide, check_labels, in_mode, log_odds, logits_of, perturb, shift,
-                                    value_and_gradient)
+from .perturbation import (_better, _check, _check_value, _leaf, _rows, _wide, check_labels, in_mode, log_odds, logits_of, perturb,
+                                    shift, value_and_gradient)
 from .uncertainty import NormBall, check_batch
 
 # %% ../nbs/library/13_solvers.ipynb #37f6c849
@@ -102,14 +102,6 @@ def _bounds(a, box, limit, unit):
     if box is not None:
         down, up = (torch.minimum(limit, side.flatten(1) / unit) for side in (_wide(a) - box[0], box[1] - _wide(a)))
     return np.stack([-_flat_numpy(down), _flat_numpy(up)], 1)
-
-def _rows(given, live, x):
-    "The box, or the attack's arguments, for the samples `live`"
-    if given is None: return None
-    if isinstance(given, dict):
-        size = given.get("step_size")
-        return given | dict(step_size=size[live]) if isinstance(size, torch.Tensor) and size.ndim else given
-    return tuple(b.expand_as(x)[live] if isinstance(b, torch.Tensor) and b.ndim else b for b in given)
 
 # %% ../nbs/library/13_solvers.ipynb #c93e4e3b
 def margin(

@@ -16,8 +16,9 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .data import Data, Split, pick_device, prefetch
 from .distributed import Weighted, gather, join_group, launch, on_rank_0, on_shards, part, processes as group
 from .evaluation import correct
+from .objectives import _check_one_set, _check_shared
 from .perturbation import check_labels, check_logits, in_mode
-from .uncertainty import UncertaintySet, check_batch
+from .uncertainty import UncertaintySet, check_batch, check_inside
 
 # %% ../nbs/library/07_training.ipynb #5cbed002
 class OneCycle:
@@ -498,7 +499,7 @@ def fit(
                 with _told(run):
                     row = _epoch(run, rate, half, bar)
                     _check_finite(model, row, path)
-                    if test is not None: row["test_accuracy"] = _accuracy(model, test, device)
+                    if test is not None and getattr(objective, "classifies", True): row["test_accuracy"] = _accuracy(model, test, device)
                     if monitor is not None: _observe(run, row)
                     run.end_epoch(row)
                 write(row)
@@ -735,12 +736,14 @@ def _check_fit(model, objective, train, test, batch_size, augment, device):
     for name, (a, b) in (dict(train=(x, y)) | (dict(test=(test.x, test.y)) if test is not None else {})).items():
         check_batch(f"data.{name}.x" if split else "x of the first batch of data", a)
         unlabelled = name == "train" and getattr(objective, "unlabelled", False)
-        check_labels(b, len(a), classes, lowest=-1 if unlabelled else 0)
+        check_labels(b, len(a), classes if getattr(objective, "classifies", True) else None, lowest=-1 if unlabelled else 0)
     if test is not None and (test.x.shape[1:], test.x.dtype) != (x.shape[1:], x.dtype):
         raise ValueError("data.test.x must have the shape of data.train.x but for n, and its type, "
                          f"got {tuple(test.x.shape)} and {test.x.dtype}")
-    if augment is not None: _check_augmented(augment(few.clone()), few)
+    if augment is not None: _check_augmented(augment(few.clone()), few, getattr(objective, "box", None))
     if split: _check_last_batch(model, few[:1], len(train), batch_size)
+    elif isinstance(getattr(objective, "U", None), UncertaintySet):
+        _check_one_set(objective, "batches do not say which samples they hold; a Split does")
     _channels_last(model, few)
     return (x, y) if split else (x.to(device), y.to(device))
 
@@ -748,10 +751,14 @@ def _first(batches):
     for batch in batches: return _pair(batch)
     raise ValueError("data has no batch")
 
-def _check_augmented(new, x):
-    if isinstance(new, torch.Tensor) and (new.shape, new.dtype) == (x.shape, x.dtype): return
-    got = f"{tuple(new.shape)} and {new.dtype}" if isinstance(new, torch.Tensor) else type(new).__name__
-    raise ValueError(f"augment must return what it was given, changed: {tuple(x.shape)} and {x.dtype}, got {got}")
+def _check_augmented(new, x, box):
+    if not isinstance(new, torch.Tensor) or (new.shape, new.dtype) != (x.shape, x.dtype):
+        got = f"{tuple(new.shape)} and {new.dtype}" if isinstance(new, torch.Tensor) else type(new).__name__
+        raise ValueError(f"augment must return what it was given, changed: {tuple(x.shape)} and {x.dtype}, got {got}")
+    if box is None: return
+    _check_shared(box, new)
+    try: check_inside(new, box)
+    except ValueError as e: raise ValueError(f"augment must leave samples in the box of the objective, but then {e}") from None
 
 def _begin(objective, monitor, x, y):
     replays = getattr(objective, "replays", 1)

@@ -11,7 +11,7 @@ import torch
 from fastcore.basics import patch
 from .data import Split
 from .evaluation import robust_accuracy
-from .objectives import Robust
+from .objectives import Robust, _check_shared
 from .perturbation import _check_counts, check_labels, cross_entropy, logits_of, shift
 from .uncertainty import UncertaintySet, check_box
 
@@ -109,6 +109,7 @@ class Free(Robust):
     ):
         "The mean cross-entropy at x + Δ, a scalar. Its backward pass moves Δ, which then lies in U (∩ box)."
         check_labels(y, len(x))
+        _check_shared(self.box, x)
         U, box, kept = self.sets(), self._box(x), self._kept(x)
         moved = shift(x, U.project(kept[:len(x)], x, box, check=False), box).detach()
         leaf = moved.detach().requires_grad_()

@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from robust_nb.data import load
+from robust_nb.distributed import sharded
 from robust_nb.checkpoint import save_tensors
 from robust_nb.evaluation import (AdversarialCollection, accuracy, accuracy_curve, clustered_interval, correct, mcnemar, robust_accuracy, robust_correct,
                                   weights_digest, wilson)
 from robust_nb.models import MLP, Linear, MNISTNet, pretrained
 from robust_nb.perturbation import perturb
 from robust_nb.radii import smallest_radius
+from robust_nb.sets import Ellipsoid, Masked, Subspace
 from robust_nb.solvers import multi_targeted
 from robust_nb.uncertainty import L1, L2, Linf
 
@@ -453,6 +455,28 @@ def test_a_solver_that_cheats_is_found_out():
     y = net(x).argmax(1)
     for solver, error, text in ((lambda m, x, y, U, **k: 1 - x, ValueError, "with Δ in U"), (lambda *a, **k: None, TypeError, "solver must return x . Δ like x"), (lambda m, x, y, U, **k: x.double(), TypeError, "like x")):
         with pytest.raises(error, match=text): robust_accuracy(net, x, y, L2(0.01), solver=solver)
+    sets = Masked(L2(0.01), torch.tensor([[True] + [False] * 5])), Ellipsoid(torch.eye(6), 0.01), Subspace(torch.eye(6)[:2], 0.01)
+    for U in sets:
+        for solver in (lambda m, x, y, U, **k: 1 - x, lambda m, x, y, U, **k: x + 5):
+            with pytest.raises(ValueError, match="with Δ in U and x . Δ in the box"): robust_accuracy(net, x, y, U, solver=solver)
+
+
+def test_what_each_sample_has_of_its_own_is_cut_with_the_batches():
+    "Masks, radii, step sizes and boxes: all samples in one batch, or in many"
+    x, y, net = made_up(n=40)
+    masks = torch.arange(6) % 5 == torch.arange(40)[:, None] % 5
+    ball, box = Masked(L2(2.), masks), (x - torch.linspace(0, 0.9, 40)[:, None], x + 0.8)
+    for U, attack in ((ball, {}), (ball, dict(box=box)), (L2(torch.linspace(0, 4, 40)), dict(box=None, steps=3, step_size=torch.linspace(0, 2, 40)))):
+        whole, parts = (robust_correct(net, x, y, U, batch_size=n, **attack) for n in (40, 7))
+        assert torch.equal(whole, parts) and 0 < whole.sum() < 30
+        shared = robust_correct(net, x, y, U, batch_size=40, solver=sharded(), **attack)
+        assert torch.equal(whole, shared)
+    for box in ((0., 1.), box):
+        whole, parts = (accuracy_curve(net, x, y, ball, [0, 1., 2.], box=box, batch_size=n) for n in (40, 7))
+        assert torch.equal(whole, parts) and whole[0] > whole[2]
+    whole, parts = (AdversarialCollection.build(net, x, y, [ball], batch_size=n) for n in (40, 7))
+    assert torch.equal(whole.index, parts.index) and torch.equal(whole.x, parts.x) and len(whole)
+    assert torch.equal((whole.x != x[whole.index]) & masks[whole.index], torch.zeros_like(whole.x, dtype=torch.bool))
 
 
 def test_a_solver_of_ones_own_meets_the_same_conditions_everywhere():

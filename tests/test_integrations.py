@@ -157,10 +157,11 @@ class Grows(Robust):
     "A radius that follows from the epoch"
     def on_epoch(self, epoch): self.U = self.U.with_radius(0.05 * epoch)
 
-@pytest.mark.parametrize("make", [lambda: Grows(Linf(0.3)), lambda: Robust(Linf(0.3), warm_up=2)])
+@pytest.mark.parametrize("make", [lambda: Grows(Linf(0.3)), lambda: Robust(Linf(0.3), warm_up=2), lambda: Robust(Linf(0.3), warm_up=4)])
 def test_lightning_epochs_are_told(lightning, make):
-    m, data = module(lightning, net(norm=False)), some()
-    trainer(lightning, callback("lightning")(make()), max_epochs=3).fit(m, loader(data))
+    m, data, objective = module(lightning, net(norm=False)), some(), make()
+    trainer(lightning, callback("lightning")(objective), max_epochs=3).fit(m, loader(data))
+    assert objective.share == 1
     far = [(torch.cat(m.seen["train"][k:k+4]) - data.x).abs().max().item() for k in (0, 4, 8)]
     assert far[0] < far[1] < far[2] and close(m.model, fitted(make(), data, net(norm=False), epochs=3))
 

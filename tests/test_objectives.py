@@ -7,8 +7,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from robust_nb.data import load
 from robust_nb.models import MNISTNet, pretrained
 from robust_nb.objectives import AdversarialMix, Robust, Standard, Surrogate
+from robust_nb.relatives.trades import Trades
 from robust_nb.training import fit
 from robust_nb.uncertainty import L1, L2, Linf
+from robust_nb.variants import Free
 
 BOX = (0., 1.)
 sets = pytest.mark.parametrize('U', [Linf(0.05), L2(0.5), L1(0.5)], ids=repr)
@@ -92,5 +94,7 @@ def test_boxes_and_step_sizes_per_sample_are_refused(digits):
         with pytest.raises(ValueError, match=r'box must be one for all samples, got a tensor of shape \(8, 1, 1, 1\)'): each(net, x, y)
         with pytest.raises(ValueError, match='box must be one for all samples'): each.prepare(x, y)
         assert_close(make(Linf(0.1), box=(torch.zeros(1, 28, 28), 1.))(net, x, y), make(Linf(0.1))(net, x, y))
+    for each in (Free(Linf(0.1), box=(torch.zeros(8, 1, 1, 1), 1.)), Trades(Linf(0.1), 1., box=(torch.zeros(8, 1, 1, 1), 1.))):
+        with pytest.raises(ValueError, match='box must be one for all samples'): each(net, x, y)
     with pytest.raises(ValueError, match='step_size must be one number for all samples'): Robust(Linf(0.1), steps=2, step_size=torch.ones(8))
     with pytest.raises(ValueError, match='box must satisfy lo <= hi'): Robust(Linf(0.1), box=(torch.ones(1, 28, 28), 0.)).prepare(x, y)

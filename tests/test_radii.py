@@ -73,6 +73,8 @@ def test_radius_per_sample_tensor_box_and_samples_that_are_misread():
     assert ((r <= limit) | r.isinf())[~wrong].all() and r.isinf().any() and (r > 0).any()
     alone, _ = smallest_radius(net, x[7:8], y[7:8], L2(limit[7:8]))
     torch.testing.assert_close(alone, r[7:8])
+    first, each = (first_order_radius(net, x, y, L2(v)) for v in (2., limit))
+    assert torch.equal(each, torch.where(first <= limit, first, torch.inf)) and each.isinf().any() and each.isfinite().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -18,6 +18,10 @@ from robust_nb.evaluation import accuracy, robust_accuracy
 from robust_nb.models import MNISTNet
 from robust_nb.objectives import AdversarialMix, Robust, Standard, Surrogate
 from robust_nb.perturbation import log_odds
+from robust_nb.relatives.goodfellow import Pool
+from robust_nb.relatives.music import FedBack
+from robust_nb.relatives.tangents import Autoencoder, Reconstruction
+from robust_nb.sets import Masked, Subspace
 from robust_nb.training import History, OneCycle, fit, memory_kept
 from robust_nb.uncertainty import L1, L2, Linf
 from robust_nb.variants import Free, Monitor
@@ -566,6 +570,11 @@ def odd_logs(logs):
     (dict(data=Split(some().x, some().y - 1)), ValueError, "y must lie in 0 … 3"),
     (dict(data=Split(some().x + 1, some().y), objective=AdversarialMix(Linf(0.1))), ValueError, "x must lie in box"),
     (dict(objective=Robust(Linf(torch.ones(36)))), ValueError, "radius has 36 values"),
+    (dict(objective=Robust(Masked(Linf(0.1), torch.zeros(36, 1, 8, 8, dtype=torch.bool)))), ValueError, "fixed has 36 values, one per sample, but there are 37 training samples"),
+    (dict(objective=Robust(Subspace(torch.eye(64)[:2].expand(38, 2, 64), 0.1, per_sample=True))), ValueError, "axes has 38 values"),
+    (dict(objective=Robust(Linf(torch.ones(8))), data=DataLoader(TensorDataset(some().x, some().y), 8)), ValueError, "objective must have one radius for all samples, .* batches do not say which samples they hold"),
+    (dict(objective=Robust(Masked(Linf(0.1), torch.zeros(8, 1, 8, 8, dtype=torch.bool))), data=DataLoader(TensorDataset(some().x, some().y), 8)), ValueError, "objective must have one fixed for all samples"),
+    (dict(objective=Robust(Linf(0.1)), augment=lambda x: 4 * x - 2), ValueError, "augment must leave samples in the box of the objective, but then x must lie in box"),
     (dict(objective=lambda m, x, y: 0), TypeError, "positional argument"),
     (dict(objective=lambda m, x, y, i: 0.), TypeError, "objective must return a scalar tensor, got float"),
     (dict(objective=odd_logs(3)), TypeError, "logs must be a dict"),
@@ -581,6 +590,9 @@ def test_bad_arguments(kw, error, says):
     model, before = kw["model"], copy.deepcopy(kw["model"])
     with pytest.raises(error, match=says): fit(**dict(data=some(), epochs=1, batch_size=8, device="cpu", progress=False) | kw)
     assert same(model, before) and all(p.grad is None for p in model.parameters())
+
+def test_the_box_is_asked_for_only_where_there_is_one():
+    for objective in (Standard(), Robust(Linf(0.1), box=None)): train(objective, epochs=1, augment=lambda x: 4 * x - 2)
 
 def test_no_gradient_is_left_after_an_error():
     model = conv()
@@ -877,6 +889,26 @@ def test_after_a_warm_up_the_radius_is_whole():
 
 class Hurts(Robust):
     def __call__(self, *args): Hurts.last = self; assert self.sets().radius == pytest.approx(0.02); raise KeyboardInterrupt
+
+def test_a_pool_follows_the_warm_up():
+    reached = {}
+    class Spy(Pool):
+        def on_epoch(self, epoch):
+            super().on_epoch(epoch)
+            self.epoch = epoch
+        def perturbed(self, model, x, y, index):
+            z = super().perturbed(model, x, y, index)
+            reached.setdefault(self.epoch, []).append((z - x).abs().max().item())
+            return z
+    train(Spy(Linf(0.1), 0., warm_up=3, refresh=4, box=None), epochs=6)
+    assert [round(max(v), 3) for v in reached.values()] == [0.025, 0.05, 0.075, 0.1, 0.1, 0.1]
+    with pytest.raises(TypeError, match="warm_up is not an option of FedBack"): FedBack(conv(), Linf(0.1), warm_up=3)
+
+def test_a_reconstruction_looks_at_no_label():
+    split = some()
+    data = Data("toy", Split(split.x, split.y + 50), split, ["a"])
+    _, history = train(Reconstruction(0.1), data=data, model=Autoencoder(64, 5), epochs=1)
+    assert "test_accuracy" not in history[0] and history[0]["reconstruction"] > 0
 
 def test_a_monitor_leaves_the_run_alone():
     a, ha = train(Robust(Linf(0.1), random_start=True))

@@ -19,7 +19,7 @@ class Pool(AdversarialMix):
         U:UncertaintySet, # where Δ may lie
         alpha=0.5,        # weight α of the clean loss, in [0, 1]
         *,
-        refresh=1,        # epochs between two makings of the pool; the first is made before the first step
+        refresh=1,        # epochs between two makings of the pool, the first before the first step; each epoch while the radius grows
         box=(0., 1.),     # (lo, hi) of the data, or None
         **solver,         # warm_up, and what is passed to `perturb`, as for `Robust`
     ):
@@ -38,7 +38,7 @@ class Pool(AdversarialMix):
     def on_epoch(self, epoch):
         "Says whether the epoch after `epoch` epochs starts with a new pool"
         super().on_epoch(epoch)
-        self.due = epoch % self.refresh == 0
+        self.due = epoch % self.refresh == 0 or epoch <= self.warm_up       # or the radius is another
 
     def perturbed(self, model, x, y, index=None):
         "x + Δ of the samples `index`, from the pool. Raises `ValueError` where nobody says which samples these are."

@@ -61,7 +61,7 @@ class Autoencoder(nn.Module):
 # %% ../../nbs/relatives/05_tangents.ipynb #5f38d09f
 class Reconstruction(Standard):
     "(1/n) Σᵢ ℓ(xᵢ, Wᵀhᵢ + c) + λ‖∂h/∂x‖²_F: trains an `Autoencoder`; labels are not used, and may be −1"
-    unlabelled = True     # tells `fit` that −1 is allowed
+    unlabelled, classifies = True, False     # tells `fit` to look at no label
     def __init__(self,
         weight, # λ ≥ 0
     ): self.weight = _check_weight("weight", weight)

@@ -9,7 +9,7 @@ __all__ = ['Trades', 'Mart', 'GradientPenalty']
 import math
 import torch
 import torch.nn.functional as F
-from ..objectives import Robust, Standard, _accuracy, _check_weight, _mean_loss, _with_gradient
+from ..objectives import Robust, Standard, _accuracy, _check_shared, _check_weight, _mean_loss, _with_gradient
 from ..perturbation import _wide, check_labels, in_mode, logits_of, perturb
 from ..uncertainty import UncertaintySet
 from ..virtual import divergence
@@ -42,6 +42,7 @@ class Trades(_Beside):
     "J(x) + β KL(p(x) ‖ p(x + Δ′)), where Δ′ ascends the divergence; β is `weight`, 6 in the authors' experiments"
     def perturbed(self, model, x, y, index=None):
         "x + Δ′; the labels are not used"
+        _check_shared(self.box, x)
         with in_mode(model, self.solver["mode"]), torch.no_grad(): before = logits_of(model, x)
         loss = lambda z, y: divergence(before, z)
         return perturb(model, x, y, self.sets(index), box=self.box, check=False, loss=loss, **self.solver)
