@@ -267,6 +267,7 @@ def build(cls:AdversarialCollection,
     recipe="pixel", # "pixel" or "paper": the units of x
     box=(0., 1.),   # (lo, hi), or None
     batch_size=200, # samples per pass
+    solver=perturb, # by default one exact step; or a function that is called alike, such as `sharded()`
 ):
     "One exact step (equation 14) from every correctly classified sample, by each set; those now wrong are members"
     sets = list(sets) if isinstance(sets, Iterable) else [sets]
@@ -275,7 +276,8 @@ def build(cls:AdversarialCollection,
     start, parts = correct(model, x, y, batch_size).nonzero().squeeze(1), []
     for k, S in enumerate(sets):
         for i in start.split(batch_size):
-            moved = perturb(model, x[i], y[i], S.at(i), box=box)
+            moved = solver(model, x[i], y[i], S.at(i), box=box)
+            _check_moved(moved, x[i], S.at(i), box)
             parts.append((moved.float(), y[i].long(), i, torch.full_like(i, k)))
     moved, labels, index, norm = (torch.cat(p).cpu() for p in zip(*parts))
     names, radius = list(map(repr, sets)), torch.tensor([S.radius for S in sets])[norm]

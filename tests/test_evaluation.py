@@ -459,6 +459,7 @@ def test_a_solver_that_cheats_is_found_out():
     for U in sets:
         for solver in (lambda m, x, y, U, **k: 1 - x, lambda m, x, y, U, **k: x + 5):
             with pytest.raises(ValueError, match="with Δ in U and x . Δ in the box"): robust_accuracy(net, x, y, U, solver=solver)
+            with pytest.raises(ValueError, match="with Δ in U and x . Δ in the box"): AdversarialCollection.build(net, x, y, U, solver=solver)
 
 
 def test_what_each_sample_has_of_its_own_is_cut_with_the_batches():
