@@ -76,6 +76,7 @@ class Finding(NamedTuple):
     measured: str  # the figure: a mean over seeds, or a count
     t: str         # Student's 95 % interval
     boot: str      # the bootstrap's, from five seeds on
+    more: str      # where one more seed is expected: the 95 % prediction interval
     seeds: object  # how many, or "–" for what needs none
     test: str      # by which rule or test it is judged
     verdict: str   # "holds", "does not hold" or "undecided"
@@ -97,14 +98,15 @@ def judge(
 def _finding(claim, says, data, values, test="Student's t over seeds", *, bound=0., above=True, unit="", digits=2, around=interval):
     "The line for a quantity that was measured once per seed; `around` makes its interval"
     said = lambda v: f"{v:.{digits}f}"
-    line = Finding(claim, says, data, "missing", "–", "–", len(values), test, "undecided")
+    line = Finding(claim, says, data, "missing", "–", "–", "–", len(values), test, "undecided")
     if not len(values): return line
     if not np.isfinite(values).all(): return line._replace(measured="nothing to divide by")
     line = line._replace(measured=said(np.mean(values)) + unit, t="needs two seeds")
     if len(values) < 2: return line
     mean, low, high = around(values)
     ends = lambda pair: f"{said(pair[0])} to {said(pair[1])}"
-    line = line._replace(measured=said(mean) + unit, t=ends((low, high)), verdict=judge(low, high, bound, above))
+    more = one_more(values) if around is not _on_logs or min(values) <= 0 else np.exp(one_more(np.log(values)))
+    line = line._replace(measured=said(mean) + unit, t=ends((low, high)), more=ends(more), verdict=judge(low, high, bound, above))
     return line._replace(boot=ends(bootstrap(values))) if len(values) >= 5 else line
 
 def _on_logs(values):
@@ -112,7 +114,7 @@ def _on_logs(values):
     return tuple(np.exp(interval(np.log(values))).tolist()) if min(values) > 0 else interval(values)
 
 def _exact(claim, says, data, measured, test, holds, seeds="–"):
-    return Finding(claim, says, data, measured, "exact", "–", seeds, test, "holds" if holds else "does not hold")
+    return Finding(claim, says, data, measured, "exact", "–", "–", seeds, test, "holds" if holds else "does not hold")
 
 def _ratio(a, b): return a / b if b else math.nan
 
@@ -326,5 +328,5 @@ def as_table(
     lines, # what `findings` returned, or a part of it
 ):
     "The table in Markdown"
-    head = ["claim", "says", "data", "measured", "95 %, t", "95 %, bootstrap", "seeds", "test", "verdict"]
+    head = ["claim", "says", "data", "measured", "95 %, t", "95 %, bootstrap", "one more seed, 95 %", "seeds", "test", "verdict"]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *lines))
