@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from .checkpoint import load_tensors, save_tensors
 from .models import RECIPES, weights_digest
 from .perturbation import _rows, _wide, check_labels, in_mode, log_odds, logits_of, perturb, shift, value_and_gradient
-from .uncertainty import UncertaintySet, check_batch, check_box, check_inside
+from .sets import Masked
+from .uncertainty import Linf, NormBall, UncertaintySet, _per_sample, check_batch, check_box, check_inside
 
 # %% ../nbs/library/06_evaluation.ipynb #b4e169bd
 def correct(
@@ -119,19 +120,22 @@ def robust_accuracy(
 
 # %% ../nbs/library/06_evaluation.ipynb #f27f857c
 def _check_moved(moved, x, U, box):
-    "Raises unless a solver returned x + Δ like `x`, with Δ in U and x + Δ in the box"
+    "Raises unless a solver returned x + Δ like `x`, with x + Δ in the box, and Δ in U where U tells exactly"
     if not isinstance(moved, torch.Tensor) or moved.shape != x.shape or moved.dtype != x.dtype:
         got = f"{moved.dtype}, {tuple(moved.shape)}" if isinstance(moved, torch.Tensor) else type(moved).__name__
         raise TypeError(f"solver must return x + Δ like x, {x.dtype}, {tuple(x.shape)}, got {got}")
-    if not U.contains(_wide(moved) - _wide(x), x, box).all():
+    if any(isinstance(b, torch.Tensor) for b in box or ()): box = tuple(torch.as_tensor(b).to(x) for b in box)
+    ball = U if isinstance(U, (NormBall, Masked)) else Linf(1e300)           # elsewhere rounding can look like leaving U: the box alone
+    if not ball.contains(_wide(moved) - _wide(x), x, box).all():
         raise ValueError("solver must return x + Δ with Δ in U and x + Δ in the box")
 
 # %% ../nbs/library/06_evaluation.ipynb #8524eb97
 def _check_set(U, n):
     if not isinstance(U, UncertaintySet):
         raise TypeError(f"U must be an UncertaintySet such as Linf(0.1), got {type(U).__name__}")
-    if isinstance(U.radius, torch.Tensor) and len(U.radius) != n:
-        raise ValueError(f"U has {len(U.radius)} radii, one per sample, but there are {n} samples")
+    for k, got in _per_sample(U).items():
+        if got in (None, n): continue
+        raise ValueError(f"U has {got} {'radii' if k == 'radius' else f'values of {k}'}, one per sample, but there are {n} samples")
 
 # %% ../nbs/library/06_evaluation.ipynb #fa0ea361
 def accuracy_curve(
@@ -150,6 +154,7 @@ def accuracy_curve(
     _check_samples(x, y, batch_size)
     if not isinstance(U, UncertaintySet): raise TypeError(f"U must be an UncertaintySet, got {type(U).__name__}")
     sets = _sets(U, radii)
+    _check_set(sets[0], len(x))
     with in_mode(model, "eval"):
         batches = torch.arange(len(x), device=x.device).split(batch_size)
         clean, *hits = torch.cat([_one_step(model, x[i], y[i], [S.at(i) for S in sets], _rows(box, i, x), loss) for i in batches], 1).cpu()
@@ -273,6 +278,7 @@ def build(cls:AdversarialCollection,
     sets = list(sets) if isinstance(sets, Iterable) else [sets]
     if not sets or not all(isinstance(S, UncertaintySet) and isinstance(S.radius, float) for S in sets):
         raise TypeError(f"sets must be one or more uncertainty sets with one radius each, got {sets}")
+    for S in sets: _check_set(S, len(x))
     start, parts = correct(model, x, y, batch_size).nonzero().squeeze(1), []
     for k, S in enumerate(sets):
         for i in start.split(batch_size):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from .perturbation import _check_counts, check_labels, cross_entropy, logits_of, perturb
-from .uncertainty import UncertaintySet, _real, check_box, check_inside
+from .uncertainty import UncertaintySet, _per_sample, _real, check_box, check_inside
 
 # %% ../nbs/library/02_objectives.ipynb #ff6f7838
 def _mean_loss(logits, y):
@@ -127,13 +127,8 @@ def prepare(self:Robust,
     _check_shared(self.box, x)
     if self.box is not None: check_inside(x, self.box)
     for k, n in _per_sample(self.U).items():
-        if n != len(x): raise ValueError(f"{k} has {n} values, one per sample, but there are {len(x)} training samples")
+        if n not in (None, len(x)): raise ValueError(f"{k} has {n} values, one per sample, but there are {len(x)} training samples")
     if isinstance(self.U.radius, torch.Tensor): self.U = self.U.with_radius(self.U.radius.to(x.device))
-
-def _per_sample(U):
-    "What U holds for each sample apart, and for how many: name -> n"
-    one, two = (vars(U.at(torch.zeros(n, dtype=torch.int64))) for n in (1, 2))
-    return {k: len(getattr(U, k)) for k, v in one.items() if isinstance(v, torch.Tensor) and v.shape != two[k].shape}
 
 def _check_one_set(objective, why):
     "Raises `ValueError` where U differs between samples"

@@ -160,8 +160,8 @@ def _wide(a): return a.to(torch.promote_types(a.dtype, torch.float32))
 
 def _rows(given, live, x):
     "The box, or an attack's arguments, for the samples `live` of `x`"
-    own = lambda a, ndim: a[live] if isinstance(a, torch.Tensor) and a.ndim == ndim and len(a) == len(x) else a
-    if isinstance(given, (tuple, list)): return tuple(own(b, x.ndim) for b in given)
+    own = lambda a, ndim: a[live.to(a.device)] if isinstance(a, torch.Tensor) and a.ndim == ndim and len(a) == len(x) else a
+    if isinstance(given, (tuple, list, torch.Tensor)): return tuple(own(b, x.ndim) for b in given)
     if not isinstance(given, dict): return given
     cut = dict(step_size=lambda v: own(v, 1), box=lambda v: _rows(v, live, x))
     return {k: cut[k](v) if k in cut else v for k, v in given.items()}

@@ -16,9 +16,9 @@ from .checkpoint import load_checkpoint, save_checkpoint
 from .data import Data, Split, pick_device, prefetch
 from .distributed import Weighted, gather, join_group, launch, on_rank_0, on_shards, part, processes as group
 from .evaluation import correct
-from .objectives import _check_one_set, _check_shared
+from .objectives import Robust, _check_one_set
 from .perturbation import check_labels, check_logits, in_mode
-from .uncertainty import UncertaintySet, check_batch, check_inside
+from .uncertainty import UncertaintySet, check_batch, check_box, check_inside
 
 # %% ../nbs/library/07_training.ipynb #5cbed002
 class OneCycle:
@@ -740,7 +740,7 @@ def _check_fit(model, objective, train, test, batch_size, augment, device):
     if test is not None and (test.x.shape[1:], test.x.dtype) != (x.shape[1:], x.dtype):
         raise ValueError("data.test.x must have the shape of data.train.x but for n, and its type, "
                          f"got {tuple(test.x.shape)} and {test.x.dtype}")
-    if augment is not None: _check_augmented(augment(few.clone()), few, getattr(objective, "box", None))
+    if augment is not None: _check_augmented(augment(few.clone()), few, objective.box if isinstance(objective, Robust) else None)
     if split: _check_last_batch(model, few[:1], len(train), batch_size)
     elif isinstance(getattr(objective, "U", None), UncertaintySet):
         _check_one_set(objective, "batches do not say which samples they hold; a Split does")
@@ -756,9 +756,11 @@ def _check_augmented(new, x, box):
         got = f"{tuple(new.shape)} and {new.dtype}" if isinstance(new, torch.Tensor) else type(new).__name__
         raise ValueError(f"augment must return what it was given, changed: {tuple(x.shape)} and {x.dtype}, got {got}")
     if box is None: return
-    _check_shared(box, new)
-    try: check_inside(new, box)
-    except ValueError as e: raise ValueError(f"augment must leave samples in the box of the objective, but then {e}") from None
+    try: check_inside(x, check_box(box, x))
+    except ValueError: return                      # `prepare` says what is wrong with data or box
+    off = new - new.clamp(*(torch.as_tensor(b).to(new) for b in box))
+    if off.abs().max() > 1e-5 * new.abs().max():
+        raise ValueError(f"augment must leave samples in the box of the objective, {box}, but they range over [{new.min():.4g}, {new.max():.4g}]")
 
 def _begin(objective, monitor, x, y):
     replays = getattr(objective, "replays", 1)

@@ -125,6 +125,13 @@ def at(self:UncertaintySet,
     new.radius = (radius.to(index.device) if isinstance(index, torch.Tensor) else radius)[index].reshape(-1)
     return new
 
+def _per_sample(U):
+    "What U holds for each sample apart: name -> how many, None where that cannot be told"
+    own = {k: len(v) for k, v in vars(U).items() if isinstance(v, torch.Tensor) and v.ndim}
+    if 0 in own.values(): return {k: n for k, n in own.items() if not n}
+    one, two = (vars(U.at(torch.zeros(n, dtype=torch.int64))) for n in (1, 2))
+    return {k: own.get(k) for k, v in one.items() if isinstance(v, torch.Tensor) and v.shape != getattr(two.get(k), "shape", None)}
+
 @patch
 def _column(self:UncertaintySet, a):
     "r as a column (n, 1) beside `a`, shape (n, d). A number is filled in on the device, so nothing is copied there"

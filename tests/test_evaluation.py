@@ -16,7 +16,7 @@ from robust_nb.perturbation import perturb
 from robust_nb.radii import smallest_radius
 from robust_nb.sets import Ellipsoid, Masked, Subspace
 from robust_nb.solvers import multi_targeted
-from robust_nb.uncertainty import L1, L2, Linf
+from robust_nb.uncertainty import L1, L2, Linf, UncertaintySet
 
 ROOT = Path(__file__).resolve().parents[1]
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
@@ -450,16 +450,37 @@ def test_another_solver_may_attack():
     with pytest.raises(TypeError, match="solver must be a function"): robust_accuracy(net, x, y, L2(0.3), solver="pgd")
 
 
+class OwnSet(UncertaintySet):
+    "A set of one's own: no norm, no projection"
+    def steepest_ascent(self, grad, x=None, box=None, check=True): return Linf(self.radius).steepest_ascent(grad, x, box, check)
+
 def test_a_solver_that_cheats_is_found_out():
     net, x = torch.nn.Linear(6, 4), torch.rand(10, 6)
     y = net(x).argmax(1)
     for solver, error, text in ((lambda m, x, y, U, **k: 1 - x, ValueError, "with Δ in U"), (lambda *a, **k: None, TypeError, "solver must return x . Δ like x"), (lambda m, x, y, U, **k: x.double(), TypeError, "like x")):
         with pytest.raises(error, match=text): robust_accuracy(net, x, y, L2(0.01), solver=solver)
-    sets = Masked(L2(0.01), torch.tensor([[True] + [False] * 5])), Ellipsoid(torch.eye(6), 0.01), Subspace(torch.eye(6)[:2], 0.01)
-    for U in sets:
-        for solver in (lambda m, x, y, U, **k: 1 - x, lambda m, x, y, U, **k: x + 5):
-            with pytest.raises(ValueError, match="with Δ in U and x . Δ in the box"): robust_accuracy(net, x, y, U, solver=solver)
-            with pytest.raises(ValueError, match="with Δ in U and x . Δ in the box"): AdversarialCollection.build(net, x, y, U, solver=solver)
+    mask, far = Masked(L2(0.01), torch.tensor([[True] + [False] * 5])), lambda m, x, y, U, **k: x + 5
+    for U, solver in ((mask, lambda m, x, y, U, **k: 1 - x), (mask, far), (Ellipsoid(torch.eye(6), 0.01), far), (Subspace(torch.eye(6)[:2], 0.01), far), (OwnSet(0.1), far)):
+        with pytest.raises(ValueError, match="with Δ in U and x . Δ in the box"): robust_accuracy(net, x, y, U, solver=solver)
+        with pytest.raises(ValueError, match="with Δ in U and x . Δ in the box"): AdversarialCollection.build(net, x, y, U, solver=solver)
+
+
+def test_a_set_of_ones_own_and_a_plane_without_room_are_measured():
+    x, y, net = made_up(n=40)
+    assert robust_accuracy(net, x, y, OwnSet(0.1)) == robust_accuracy(net, x, y, Linf(0.1)) and len(AdversarialCollection.build(net, x, y, OwnSet(2.)))
+    corner, linear = torch.tensor([[0., 0., 0.5]], dtype=torch.float64), torch.nn.Linear(3, 3).double()
+    plane = Subspace(torch.tensor([[1., -1., 0.]]), 0.3)             # no step keeps both pixels in the box
+    assert robust_correct(linear, corner, linear(corner).argmax(1), plane).all()
+    half = net.bfloat16()
+    robust_accuracy(half, (x * 0.75).bfloat16(), y, Linf(0.5), box=(torch.zeros(6), torch.full((6,), 0.8)))
+
+
+def test_masks_are_counted():
+    x, y, net = made_up(n=40)
+    for n in (30, 50):
+        U = Masked(L2(0.5), torch.rand(n, 6) > 0.5)
+        for measure in (lambda: robust_accuracy(net, x, y, U), lambda: accuracy_curve(net, x, y, U, [0.1]), lambda: AdversarialCollection.build(net, x, y, U)):
+            with pytest.raises(ValueError, match=f"U has {n} values of fixed, one per sample, but there are 40 samples"): measure()
 
 
 def test_what_each_sample_has_of_its_own_is_cut_with_the_batches():
@@ -471,6 +492,7 @@ def test_what_each_sample_has_of_its_own_is_cut_with_the_batches():
         whole, parts = (robust_correct(net, x, y, U, batch_size=n, **attack) for n in (40, 7))
         assert torch.equal(whole, parts) and 0 < whole.sum() < 30
         shared = robust_correct(net, x, y, U, batch_size=40, solver=sharded(), **attack)
+        if attack.get("box"): assert torch.equal(whole, robust_correct(net, x, y, U, batch_size=7, box=torch.stack(box)))
         assert torch.equal(whole, shared)
     for box in ((0., 1.), box):
         whole, parts = (accuracy_curve(net, x, y, ball, [0, 1., 2.], box=box, batch_size=n) for n in (40, 7))

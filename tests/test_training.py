@@ -574,7 +574,10 @@ def odd_logs(logs):
     (dict(objective=Robust(Subspace(torch.eye(64)[:2].expand(38, 2, 64), 0.1, per_sample=True))), ValueError, "axes has 38 values"),
     (dict(objective=Robust(Linf(torch.ones(8))), data=DataLoader(TensorDataset(some().x, some().y), 8)), ValueError, "objective must have one radius for all samples, .* batches do not say which samples they hold"),
     (dict(objective=Robust(Masked(Linf(0.1), torch.zeros(8, 1, 8, 8, dtype=torch.bool))), data=DataLoader(TensorDataset(some().x, some().y), 8)), ValueError, "objective must have one fixed for all samples"),
-    (dict(objective=Robust(Linf(0.1)), augment=lambda x: 4 * x - 2), ValueError, "augment must leave samples in the box of the objective, but then x must lie in box"),
+    (dict(objective=Robust(Linf(0.1)), augment=lambda x: 4 * x - 2), ValueError, r"augment must leave samples in the box of the objective, \(0.0, 1.0\), but they range over \[-"),
+    (dict(objective=Robust(Linf(0.1)), data=Split(255 * some().x, some().y), augment=lambda x: x), ValueError, "^x must lie in box"),
+    (dict(objective=Robust(Linf(0.1), box=(torch.zeros(5), 1.)), augment=lambda x: x), ValueError, "^box must hold numbers or tensors that broadcast to x"),
+    (dict(objective=Robust(Linf(torch.ones(0)))), ValueError, "radius has 0 values"),
     (dict(objective=lambda m, x, y: 0), TypeError, "positional argument"),
     (dict(objective=lambda m, x, y, i: 0.), TypeError, "objective must return a scalar tensor, got float"),
     (dict(objective=odd_logs(3)), TypeError, "logs must be a dict"),
@@ -592,7 +595,10 @@ def test_bad_arguments(kw, error, says):
     assert same(model, before) and all(p.grad is None for p in model.parameters())
 
 def test_the_box_is_asked_for_only_where_there_is_one():
-    for objective in (Standard(), Robust(Linf(0.1), box=None)): train(objective, epochs=1, augment=lambda x: 4 * x - 2)
+    other = Standard()
+    other.box = torch.tensor([0, 0, 3, 3])       # another's word for something else
+    for objective in (Standard(), other, Robust(Linf(0.1), box=None)): train(objective, epochs=1, augment=lambda x: 4 * x - 2)
+    train(Robust(Linf(0.1)), epochs=1, augment=lambda x: x.clamp(0, 1) * (1 + 1e-7))
 
 def test_no_gradient_is_left_after_an_error():
     model = conv()

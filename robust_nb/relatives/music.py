@@ -95,7 +95,7 @@ class FedBack(Pool):
     ):
         if not isinstance(adversary, torch.nn.Module):
             raise TypeError(f"adversary must be an nn.Module, got {type(adversary).__name__}")
-        if "warm_up" in solver: raise TypeError("warm_up is not an option of FedBack, whose examples are found once")
+        if solver.get("warm_up"): raise TypeError("warm_up is not an option of FedBack, whose examples are found once")
         super().__init__(U, alpha, refresh=(1 << 31) - 1, box=box, **solver)
         self.adversary = copy.deepcopy(adversary)
 
