@@ -278,8 +278,8 @@ def build(cls:AdversarialCollection,
     sets = list(sets) if isinstance(sets, Iterable) else [sets]
     if not sets or not all(isinstance(S, UncertaintySet) and isinstance(S.radius, float) for S in sets):
         raise TypeError(f"sets must be one or more uncertainty sets with one radius each, got {sets}")
-    for S in sets: _check_set(S, len(x))
     start, parts = correct(model, x, y, batch_size).nonzero().squeeze(1), []
+    for S in sets: _check_set(S, len(x))
     for k, S in enumerate(sets):
         for i in start.split(batch_size):
             moved = solver(model, x[i], y[i], S.at(i), box=box)

@@ -212,9 +212,10 @@ def _updates(where, runs):
 
 def _time(benchmark):
     "Claim 13, from `benchmarks/epoch.py`, whose sides take turns; the runs themselves share a machine with others"
-    for precision in ("float32", "bfloat16"):
+    where = benchmark["what"].split(" training")[0] + "; " + benchmark["machine"].split(";")[0]
+    for precision in benchmark.get("precisions", ("float32", "bfloat16")):
         robust, standard = (np.array(benchmark["seconds"][f"ours, {k}, {precision}"]) for k in ("Algorithm 1", "standard"))
-        line = _finding(13, f"seconds per epoch, Algorithm 1 ÷ standard, {precision}, at most 2", benchmark["what"].split(" training")[0],
+        line = _finding(13, f"seconds per epoch, Algorithm 1 ÷ standard, {precision}, at most 2", where,
                         np.median(robust / standard, 1).tolist(), "Student's t over seeds, median epoch", bound=2, above=False)
         yield line if robust.shape[1] > 1 else line._replace(test="one short epoch per seed: not judged", verdict="undecided")
 
@@ -309,7 +310,7 @@ def findings(
         runs = collect(Path(results)/folder)
         for part in (_updates, _collection, _clean, _curves): lines += _lines(folder, part, where, runs)
         if folder == "cifar10-pixel": lines += _lines(folder, _photographs, runs)
-    for benchmark in _all(Path(results)/"benchmarks", "epoch-[mc]*[tr].json"): lines += _lines("benchmarks", _time, benchmark)
+    for benchmark in _all(Path(results)/"benchmarks", "epoch-[mc]*.json"): lines += _lines("benchmarks", _time, benchmark)
     return sorted(lines, key=lambda f: f.claim)
 
 def _all(folder, pattern="*.json"):
