@@ -1,5 +1,5 @@
 """What the paper leaves open, measured on MNIST: equal-strength norms, many steps, controls, transfer, noise, rounding, training-set size.
-    python benchmarks/open_questions.py --root DIR --seed 0        21 nets, about 45 minutes on one core; DIR holds torchvision's MNIST
+    python benchmarks/open_questions.py --root DIR --seed 0        21 nets, about an hour on one core; DIR holds torchvision's MNIST
 Writes results/open/SEED.json, which a page of the docs reads. Recipe pixel: images in [0, 1], perturbed images in the box.
 5,000 training digits, the same for every seed, are held out; radii and convergence are judged on them. Nets are kept in --work, so that
 the same command goes on where it stopped."""
