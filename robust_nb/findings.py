@@ -7,7 +7,7 @@ __all__ = ['RUNS', 'LABEL', 'interval', 'bootstrap', 'one_more', 'interval_on_im
            'converged', 'findings', 'as_table']
 
 # %% ../nbs/library/23_findings.ipynb #20534b90
-import itertools, json, math
+import itertools, json, math, re
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -95,7 +95,7 @@ def judge(
     return "holds" if low > bound else "does not hold" if high < bound else "undecided"
 
 # %% ../nbs/library/23_findings.ipynb #9ff61bc8
-def _finding(claim, says, data, values, test="Student's t over seeds", *, bound=0., above=True, unit="", digits=2, around=interval):
+def _finding(claim, says, data, values, test="t over seeds", *, bound=0., above=True, unit="", digits=2, around=interval):
     "The line for a quantity that was measured once per seed; `around` makes its interval"
     said = lambda v: f"{v:.{digits}f}"
     line = Finding(claim, says, data, "missing", "–", "–", "–", len(values), test, "undecided")
@@ -150,7 +150,7 @@ LABEL = dict(linf="ℓ∞", l2="ℓ2", l1="ℓ1")
 
 def _share(r): return 100 * _ratio(r["correct"], r["n"])
 
-def _mcnemar(p, over="seeds"): return f"Student's t over {over}; McNemar below 0.05 in {sum(v < 0.05 for v in p)} of {len(p)}"
+def _mcnemar(p, over="seeds"): return f"t over {over}; McNemar below 0.05 in {sum(v < 0.05 for v in p)} of {len(p)}"
 
 def _collection(where, runs):
     "Claims 26, 27 and 28"
@@ -204,7 +204,7 @@ def _updates(where, runs):
     for net in LABEL:
         when = lambda k, s: converged([row["test_accuracy"] for row in runs[k][s]["history"]])
         log = [math.log2(when(net, s) / when("baseline", s)) for s in shared(runs, net, "baseline")]
-        line = _finding(14, f"updates to converge, {LABEL[net]} net ÷ baseline, between ½ and 2: log2 of the ratio", where, log, "Student's t over seeds, within −1 to 1")
+        line = _finding(14, f"updates to converge, {LABEL[net]} net ÷ baseline, between ½ and 2: log2 of the ratio", where, log, "t over seeds, within −1 to 1")
         if len(log) > 1:
             _, low, high = interval(log)
             line = line._replace(verdict="holds" if -1 < low and high < 1 else "does not hold" if low > 1 or high < -1 else "undecided")
@@ -216,7 +216,7 @@ def _time(benchmark):
     for precision in benchmark.get("precisions", ("float32", "bfloat16")):
         robust, standard = (np.array(benchmark["seconds"][f"ours, {k}, {precision}"]) for k in ("Algorithm 1", "standard"))
         line = _finding(13, f"seconds per epoch, Algorithm 1 ÷ standard, {precision}, at most 2", where,
-                        np.median(robust / standard, 1).tolist(), "Student's t over seeds, median epoch", bound=2, above=False)
+                        np.median(robust / standard, 1).tolist(), "t over seeds, median epoch", bound=2, above=False)
         yield line if robust.shape[1] > 1 else line._replace(test="one short epoch per seed: not judged", verdict="undecided")
 
 def _curves(where, runs):
@@ -330,4 +330,5 @@ def as_table(
 ):
     "The table in Markdown"
     head = ["claim", "says", "data", "measured", "95 %, t", "95 %, bootstrap", "one more seed, 95 %", "seeds", "test", "verdict"]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *lines))
+    cell = lambda v: re.sub(r"(?<=\d) to (?=[-\d])", "\u00a0to\u00a0", str(v))         # an interval stays on one line
+    return "\n".join("| " + " | ".join(map(cell, row)) + " |" for row in (head, ["---"] * len(head), *lines))

@@ -1,6 +1,6 @@
 """Builds the site without Quarto, in pure Python, into _site_ci/, and checks it.   preview.py [--vendor DIR]
 
-nbdev makes `_proc` from the notebooks as for Quarto; smalldocs renders it. Exit 1 on: a broken link or anchor, a reference to no figure, a missing picture,
+nbdev makes `_proc` from the notebooks as for Quarto; smalldocs renders it. Exit 1 on: a broken link or anchor, a link that is still text, a reference to no figure, a missing picture,
 a failed cell, a page that is not in the sidebar, a page without title, description or picture.
 DIR may hold `katex/dist` (from npm), for formulas without a network.
 """
@@ -138,7 +138,7 @@ def check_sources(proc, sidebar):
     return faults
 
 class Page(HTMLParser):
-    "The ids, links and pictures of a page, and the references to figures that are still text"
+    "The ids, links and pictures of a page, and the references to figures and links that are still text"
     def __init__(self, path):
         super().__init__()
         self.ids, self.links, self.pictures, self.unresolved = set(), [], [], []
@@ -148,14 +148,16 @@ class Page(HTMLParser):
         self.ids |= {o for o in (d.get('id'), d.get('name') if tag == 'a' else None) if o}
         if tag == 'a' and d.get('href'): self.links.append(d['href'])
         if tag in ('img', 'source', 'video') and d.get('src'): self.pictures.append(d['src'])
-    def handle_data(self, data): self.unresolved += re.findall(r'(?<!\w)@fig-[\w-]+', data)
+    def handle_data(self, data):
+        self.unresolved += [f'no such figure: {o}' for o in re.findall(r'(?<!\w)@fig-[\w-]+', data)]
+        self.unresolved += [f'a link that is still text (a name in backticks links itself): {o}' for o in re.findall(r'^\]\([^)\s]+\.(?:ipynb|html)[^)\s]*\)', data)]
 
 def check_pages(out):
     "Broken links, anchors, references and pictures of the rendered pages"
     pages, faults = {p.resolve(): Page(p) for p in out.rglob('*.html')}, []
     for p, page in pages.items():
         name = p.relative_to(out.resolve())
-        faults += [f'{name}: no such figure: {o}' for o in page.unresolved]
+        faults += [f'{name}: {o}' for o in page.unresolved]
         for kind, links in (('link', page.links), ('picture', page.pictures)):
             for link in sorted(set(links)):
                 u = urlsplit(link)
